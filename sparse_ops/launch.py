@@ -1,0 +1,43 @@
+"""Which implementation of an op runs: pure choices, no tensors are touched here."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+
+from sparse_ops import extension
+
+Backend = Literal["native", "triton", "reference"]
+_forced: list[Backend] = []
+
+
+def backend(device: torch.device) -> Backend:
+    """native (C++) for the CPU, triton for CUDA, and the plain PyTorch reference elsewhere or where C++ was not built.
+
+    The environment variable SPARSE_OPS_FORCE_BACKEND or the context manager `forced` overrides the choice; "triton" on
+    a CPU tensor needs Triton's interpreter (TRITON_INTERPRET=1).
+    """
+    name = _forced[-1] if _forced else os.environ.get("SPARSE_OPS_FORCE_BACKEND")
+    if name is not None:
+        if name not in get_args(Backend):
+            raise ValueError(f"SPARSE_OPS_FORCE_BACKEND is {name!r}; it may be one of {', '.join(get_args(Backend))}")
+        return name  # type: ignore[return-value]
+    if device.type == "cuda":
+        return "triton"
+    if device.type == "cpu":
+        if extension.failure() is None:
+            return "native"
+        extension.warn_reference_path()
+    return "reference"
+
+
+@contextlib.contextmanager
+def forced(name: Backend) -> Iterator[None]:
+    """Run every op inside the `with` on one backend; for tests and benchmarks."""
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
