@@ -17,13 +17,20 @@ except ImportError:
     sys.exit()
 
 # torch 2.11 is the oldest release whose stable ABI has every call used here; Python 3.11 is the oldest supported.
-FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-DTORCH_STABLE_ONLY",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+]
 
 extension = CppExtension(
     "sparse_ops._C",
     sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
     depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
-    extra_compile_args={"cxx": [*FLAGS, "-DPy_LIMITED_API=0x030b0000"]},
+    extra_compile_args={"cxx": FLAGS},
     py_limited_api=True,
     optional=True,  # no compiler: the package still installs and says at first use what is slower
 )

@@ -16,11 +16,12 @@ def _check(tensors: list[Tensor], masks: list[Tensor]) -> None:
         raise ValueError(f"apply_masks_: {len(tensors)} tensors but {len(masks)} masks")
     for i, (t, mask) in enumerate(zip(tensors, masks, strict=True)):
         if not checks.is_dense(t):
-            raise ValueError(f"apply_masks_: tensors[{i}] has gaps or overlaps, strides {t.stride()} for {tuple(t.shape)}")
-        if mask.dtype != torch.uint8 or mask.shape != ((t.numel() + 7) // 8,):
             raise ValueError(
-                f"apply_masks_: masks[{i}] is {mask.dtype} {tuple(mask.shape)}, expected uint8 {((t.numel() + 7) // 8,)}"
+                f"apply_masks_: tensors[{i}] has gaps or overlaps, strides {t.stride()} for {tuple(t.shape)}"
             )
+        expected = ((t.numel() + 7) // 8,)
+        if mask.dtype != torch.uint8 or mask.shape != expected:
+            raise ValueError(f"apply_masks_: masks[{i}] is {mask.dtype} {tuple(mask.shape)}, expected uint8 {expected}")
 
 
 @torch.library.register_fake("sparse_ops::apply_masks_")
