@@ -1,0 +1,131 @@
+"""SparseModule: what sparse layers share, a pattern in buffers, its values as the parameter, and their state_dict."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops import formats
+from sparse_ops.formats import Pattern
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """The weight a dense layer computes with, also when torch.nn.utils.prune holds it as weight_orig and weight_mask."""
+    if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
+        return module.weight_orig * module.weight_mask  # `weight` itself is only refreshed by the next forward
+    return module.weight
+
+
+class SparseModule(nn.Module):
+    """A layer whose weight is `values`, a 1-D parameter, at the positions of a Pattern.
+
+    Buffers: row_offsets and columns (in the state_dict), t_row_offsets, t_columns and t_permutation (derived from them).
+    A subclass sets `weight_shape`, the dense weight's shape, before `set_weight`, and defines `forward`, `from_dense`
+    and `to_dense`. A state_dict may hold the layer sparse, with any number of values, or as a dense `weight`.
+    """
+
+    weight_shape: tuple[int, ...]
+    values: nn.Parameter
+    row_offsets: Tensor
+    columns: Tensor
+    t_row_offsets: Tensor
+    t_columns: Tensor
+    t_permutation: Tensor
+
+    def set_weight(self, pattern: Pattern, values: Tensor | nn.Parameter) -> None:
+        """Hold `values` (nnz,) at the positions of `pattern` from now on; the parameter stays the same object."""
+        rows, columns = pattern.shape
+        if (rows, columns) != matrix_shape(self.weight_shape):
+            raise ValueError(f"{type(self).__name__}: the pattern is {pattern.shape}, the weight {self.weight_shape}")
+        if values.shape != (pattern.nnz,):
+            raise ValueError(
+                f"{type(self).__name__}: values are {tuple(values.shape)}, the pattern holds {pattern.nnz} values"
+            )
+        names = ("row_offsets", "columns", "t_row_offsets", "t_columns", "t_permutation")
+        for name, tensor in zip(names, pattern.tensors(), strict=True):
+            self.register_buffer(name, tensor, persistent=not name.startswith("t_"))
+        if isinstance(values, nn.Parameter) or "values" not in self._parameters:
+            self.values = values if isinstance(values, nn.Parameter) else nn.Parameter(values)
+        else:
+            self.values.grad = None
+            self.values.data = values.detach()
+
+    @property
+    def pattern(self) -> Pattern:
+        """Where the values stand in the (rows, columns) matrix of the weight."""
+        return Pattern(matrix_shape(self.weight_shape), *self.pattern_tensors())
+
+    def pattern_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(row_offsets, columns, t_row_offsets, t_columns, t_permutation): what ops take, in their order."""
+        return self.row_offsets, self.columns, self.t_row_offsets, self.t_columns, self.t_permutation
+
+    @property
+    def nnz(self) -> int:
+        """How many values the layer holds."""
+        return self.columns.numel()
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, computed from `values` at each access; read-only, differentiable."""
+        shape = matrix_shape(self.weight_shape)
+        return formats.scatter(shape, self.row_offsets, self.columns, self.values).view(self.weight_shape)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__}.weight is read-only: set `values`, or make a new layer with from_dense"
+            )
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = dict(state_dict)
+        try:
+            found = self._weight_from(own, prefix)
+        except ValueError as error:
+            error_msgs.append(f"{prefix}: {error}")
+            return
+        if found is not None:
+            pattern, values = found
+            if not local_metadata.get("assign_to_params_buffers", False):
+                pattern, values = pattern.to(self.columns.device), values.to(self.values)
+                if pattern.nnz == self.nnz:
+                    values = self.values.data.copy_(values)
+            else:
+                values = nn.Parameter(values, self.values.requires_grad)
+            self.set_weight(pattern, values)
+            own |= {prefix + name: getattr(self, name) for name in ("row_offsets", "columns", "values")}
+        super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _weight_from(self, own: dict[str, Any], prefix: str) -> tuple[Pattern, Tensor] | None:
+        """(pattern, values) of a state_dict's entries for this layer; dense entries are taken out of `own`."""
+        keys = [prefix + name for name in ("row_offsets", "columns", "values")]
+        if all(key in own for key in keys):
+            row_offsets, columns, values = (own[key] for key in keys)
+            pattern = Pattern.from_csr(matrix_shape(self.weight_shape), row_offsets, columns)
+            if values.shape != (pattern.nnz,):
+                raise ValueError(f"values are {tuple(values.shape)}, the pattern holds {pattern.nnz} values")
+            return pattern, values
+        weight = own.pop(prefix + "weight", None)
+        if prefix + "weight_orig" in own and prefix + "weight_mask" in own:
+            weight = own.pop(prefix + "weight_orig") * own.pop(prefix + "weight_mask")
+        if weight is None:
+            return None
+        if tuple(weight.shape) != self.weight_shape:
+            raise ValueError(f"the dense weight is {tuple(weight.shape)}, expected {self.weight_shape}")
+        return Pattern.from_dense(weight)
+
+
+def matrix_shape(weight_shape: Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) of the matrix of a weight flattened after its first dimension."""
+    rows, *rest = weight_shape
+    return rows, torch.Size(rest).numel()
