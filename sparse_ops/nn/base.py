@@ -11,16 +11,19 @@ from sparse_ops.formats import Pattern
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """The weight a dense layer computes with, also when torch.nn.utils.prune holds it as weight_orig and weight_mask."""
-    if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
-        return module.weight_orig * module.weight_mask  # `weight` itself is only refreshed by the next forward
-    return module.weight
+    """The weight that a dense layer computes with, also when torch.nn.utils.prune holds it in two halves."""
+    original, mask = module._parameters.get("weight_orig"), module._buffers.get("weight_mask")
+    if original is not None and mask is not None:
+        return original * mask  # `weight` itself is only refreshed by the next forward
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 class SparseModule(nn.Module):
     """A layer whose weight is `values`, a 1-D parameter, at the positions of a Pattern.
 
-    Buffers: row_offsets and columns (in the state_dict), t_row_offsets, t_columns and t_permutation (derived from them).
+    Buffers: row_offsets and columns (in the state_dict); t_row_offsets, t_columns and t_permutation (derived).
     A subclass sets `weight_shape`, the dense weight's shape, before `set_weight`, and defines `forward`, `from_dense`
     and `to_dense`. A state_dict may hold the layer sparse, with any number of values, or as a dense `weight`.
     """
@@ -97,9 +100,8 @@ class SparseModule(nn.Module):
         if found is not None:
             pattern, values = found
             if not local_metadata.get("assign_to_params_buffers", False):
-                pattern, values = pattern.to(self.columns.device), values.to(self.values)
-                if pattern.nnz == self.nnz:
-                    values = self.values.data.copy_(values)
+                pattern = pattern.to(self.columns.device)
+                values = values.detach().to(self.values, copy=True)
             else:
                 values = nn.Parameter(values, self.values.requires_grad)
             self.set_weight(pattern, values)
