@@ -43,12 +43,16 @@ namespace avx2 {
 #define SPARSE_OPS_AVX2 0
 #define SPARSE_OPS_AVX512 1
 #pragma GCC push_options
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12 warns of its own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 namespace sparse_ops {
 namespace avx512 {
 #include SPARSE_OPS_BODY
 }
 }  // namespace sparse_ops
+#pragma GCC diagnostic pop
 #pragma GCC pop_options
 #define SPARSE_OPS_DISPATCH(f) (isa() == Isa::avx512 ? avx512::f : isa() == Isa::avx2 ? avx2::f : scalar::f)
 #else
