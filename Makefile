@@ -1,0 +1,58 @@
+# One verb a line. Everything is installed into $(VENV); nothing outside this folder is touched.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+# Another torch: make demo TORCH='torch==2.12.0' TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+CPP := $(wildcard setup.py csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: help demo test bench kernels lint wheel clean
+help:  ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed  ## train a real network to 98 % zeros, run it sparse, write runs/demo/report.html
+	$(BIN)/sparse-ops train recipes/demo.toml --run runs/demo $(ARGS)
+
+test: $(VENV)/.dev  ## every test, without a GPU (Triton kernels run in the interpreter)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+bench: $(VENV)/.installed  ## list the benchmarks; run one with ARGS='step --json FILE'
+	$(BIN)/python -m bench $(ARGS)
+
+kernels: $(VENV)/.dev  ## registers, spills and shared memory of every Triton kernel, compiled without a GPU
+	$(BIN)/python -m bench kernels $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+wheel: $(VENV)/.dev  ## an abi3 manylinux wheel in wheelhouse/, tried in a bare environment without a compiler
+	PYTHON=$(BIN)/python TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' sh tools/wheel.sh
+
+clean:  ## remove what was built here, not the runs
+	rm -rf build dist wheelhouse $(VENV) sparse_ops/_C.abi3.so *.egg-info
+
+# torch comes alone and first: its CPU build has an index of its own, and everything else must not be looked up there.
+$(VENV)/.torch:
+	@test -n "$(PYTHON)" || { echo "sparse_ops needs Python 3.11 or newer; none was found. Set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "sparse_ops: making $(VENV) and installing $(TORCH) and pinned packages (a minute or two)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' 2>$(VENV)/torch.log || { cat $(VENV)/torch.log; exit 1; }
+	@touch $@
+
+$(VENV)/.requirements: requirements.txt $(VENV)/.torch
+	$(PIP) install '$(TORCH)' -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.requirements pyproject.toml $(CPP)
+	@echo "sparse_ops: building the C++ kernels"
+	$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP) install '$(TORCH)' -r requirements-dev.txt
+	@touch $@
