@@ -24,6 +24,8 @@ def same_device(op: str, name: str, tensors: Sequence[Tensor]) -> None:
 
 def is_dense(t: Tensor) -> bool:
     """True where the elements fill one block of memory without gaps or overlap, in any order of dimensions."""
+    if t.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted((st, sz) for st, sz in zip(t.stride(), t.shape, strict=True) if sz != 1):
         if stride != expected:
@@ -41,4 +43,6 @@ def like_storage(t: Tensor, like: Tensor) -> Tensor:
     """t with the strides of `like` (copied once where they differ), so that both can be walked in storage order."""
     if t.stride() == like.stride() or t.numel() <= 1:
         return t
+    if all(a == b or n == 1 for a, b, n in zip(t.stride(), like.stride(), t.shape, strict=True)):
+        return t  # a dimension of one element may carry any stride: 1x1 convolutions in channels_last
     return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype, device=t.device).copy_(t)

@@ -15,7 +15,9 @@ assert "site-packages" in sparse_ops.__file__, sparse_ops.__file__
 assert extension.failure() is None, extension.failure()
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 256), nn.Linear(256, 10))
+model = nn.Sequential(
+    nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 256), nn.Linear(256, 10)
+)
 optimizer = sparse_ops.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 sparsifier = sparse_ops.methods.OneShot(model, optimizer, sparsity=0.98, pretrain_epochs=1, finetune_epochs=1)
 x, y = torch.randn(64, 3, 8, 8), torch.randint(10, (64,))

@@ -1,0 +1,110 @@
+"""The op sparse_ops::regularized_adamw_: penalty, AdamW update, mask and threshold statistics in one sweep."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_ops import checks, launch
+from sparse_ops.ops import sweep_operands as operands
+from sparse_ops.reference import regularized_adamw as reference
+
+OP = "regularized_adamw_"
+torch.library.define(
+    f"sparse_ops::{OP}",
+    "(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    f"Tensor(d!)[] max_exp_avg_sqs, Tensor[] steps, {operands.STATE}, str penalty, float lr, float beta1, "
+    "float beta2, float eps, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
+)
+
+
+def _check(
+    weights: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor], steps: list[Tensor], masks: list[Tensor], groups: list[Tensor], scopes: list[int],
+    coefficients: Tensor, brackets: Tensor, statistics: Tensor, candidates: Tensor, penalty: str, lr: float,
+    beta1: float, beta2: float, eps: float, weight_decay: float, maximize: bool, grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:  # fmt: skip
+    """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
+    operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
+    operands.check_like(OP, "grads", grads, weights)
+    operands.check_like(OP, "exp_avgs", exp_avgs, weights)
+    operands.check_like(OP, "exp_avg_sqs", exp_avg_sqs, weights)
+    if max_exp_avg_sqs:
+        operands.check_like(OP, "max_exp_avg_sqs", max_exp_avg_sqs, weights)
+    if len(steps) != len(weights):
+        raise ValueError(f"{OP}: {len(weights)} weights but {len(steps)} steps")
+    for i, step in enumerate(steps):
+        if step.dtype != torch.float32 or step.numel() != 1:
+            raise ValueError(f"{OP}: steps[{i}] is {step.dtype} {tuple(step.shape)}, expected one float32")
+    operands.check_packed(OP, "masks", masks, weights)
+    operands.check_packed(OP, "groups", groups, weights)
+    operands.check_penalty(OP, penalty)
+    operands.check_scalar(OP, "grad_scale", grad_scale)
+    operands.check_scalar(OP, "found_inf", found_inf)
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= beta < 1:
+            raise ValueError(f"{OP}: {name} is {beta}, expected 0 <= {name} < 1")
+
+
+@torch.library.register_fake(f"sparse_ops::{OP}")
+def _fake(*arguments: Any) -> None:
+    _check(*arguments)
+
+
+@torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
+def _regularized_adamw_(
+    weights: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], largest: list[Tensor], *rest: Any
+) -> None:
+    _check(weights, grads, m, v, largest, *rest)
+    operands.check_apart(OP, "weights", weights)
+    if not weights:
+        return
+    old = [grads, m, v, largest]
+    new = [[checks.like_storage(t, w) for t, w in zip(ts, weights, strict=True)] if ts else [] for ts in old]
+    match launch.backend(weights[0].device):
+        case "native" | "triton" | "reference":
+            g, a, b, c = map(operands.flat, new)
+            reference.regularized_adamw_(operands.flat(weights), g, a, b, c, *rest)
+    for before, after in zip(m + v + largest, new[1] + new[2] + new[3], strict=True):
+        if after is not before:
+            before.copy_(after)
+    statistics, candidates = rest[6], rest[7]
+    torch.autograd.graph.increment_version([*weights, *m, *v, *largest, statistics, candidates])
+
+
+def regularized_adamw_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    masks: list[Tensor],
+    groups: list[Tensor],
+    scopes: list[int],
+    coefficients: Tensor,
+    brackets: Tensor,
+    statistics: Tensor,
+    candidates: Tensor,
+    *,
+    penalty: str,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One AdamW step over all weights, in place, with the penalty's gradient, masks and the threshold's statistics.
+
+    As regularized_sgd_, with the moments exp_avgs and exp_avg_sqs, with max_exp_avg_sqs for amsgrad ([] without), and
+    steps: one float32 per weight that already counts this step, only read. The penalty joins the gradient, the decay
+    is decoupled (arXiv 1711.05101). Where the mask is 0 the weight and all its moments become +0.
+    """
+    torch.ops.sparse_ops.regularized_adamw_(
+        weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, groups, scopes, coefficients, brackets,
+        statistics, candidates, penalty, lr, beta1, beta2, eps, weight_decay, maximize, grad_scale, found_inf,
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""The op sparse_ops::sweep_finish_: the exact threshold of a step, and what the next step needs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_ops import launch
+from sparse_ops.ops import sweep_operands as operands
+from sparse_ops.reference import sweep_finish as reference
+
+OP = "sweep_finish_"
+torch.library.define(
+    f"sparse_ops::{OP}",
+    "(Tensor[] weights, int[] scopes, int[] ranks, float tolerance, bool exact, Tensor(a!) coefficients, "
+    "Tensor(b!) brackets, Tensor(c!) statistics, Tensor candidates, Tensor(d!) report) -> ()",
+)
+
+
+def _check(
+    weights: list[Tensor],
+    scopes: list[int],
+    ranks: list[int],
+    tolerance: float,
+    exact: bool,
+    coefficients: Tensor,
+    brackets: Tensor,
+    statistics: Tensor,
+    candidates: Tensor,
+    report: Tensor,
+) -> None:
+    """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
+    operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
+    rows = coefficients.shape[0]
+    operands.check_table(OP, "report", report, rows, 8, weights)
+    if len(ranks) != rows:
+        raise ValueError(f"{OP}: {rows} scopes but {len(ranks)} ranks")
+    sizes = [0] * rows
+    for w, scope in zip(weights, scopes, strict=True):
+        if scope >= 0:
+            sizes[scope] += w.numel()
+    for r, k in enumerate(ranks):
+        if not 0 <= k <= sizes[r]:
+            raise ValueError(f"{OP}: ranks[{r}] is {k}, expected 0 (none) to {sizes[r]}, the weights of scope {r}")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"{OP}: tolerance is {tolerance}, expected 0 <= tolerance < 1")
+
+
+@torch.library.register_fake(f"sparse_ops::{OP}")
+def _fake(*arguments: Any) -> None:
+    _check(*arguments)
+
+
+@torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
+def _sweep_finish_(weights: list[Tensor], *rest: Any) -> None:
+    _check(weights, *rest)
+    coefficients, brackets, statistics, _, report = rest[-5:]
+    match launch.backend(coefficients.device):
+        case "native" | "triton" | "reference":
+            reference.sweep_finish_(operands.flat(weights), *rest)
+    torch.autograd.graph.increment_version([coefficients, brackets, statistics, report])
+
+
+def sweep_finish_(
+    weights: list[Tensor],
+    scopes: list[int],
+    ranks: list[int],
+    coefficients: Tensor,
+    brackets: Tensor,
+    statistics: Tensor,
+    candidates: Tensor,
+    report: Tensor,
+    *,
+    tolerance: float = 0.01,
+    exact: bool = False,
+) -> None:
+    """End a step: from what the sweeps collected, write each scope's exact threshold and the next coefficients.
+
+    weights, scopes: all weights of the tracked scopes; they are read only where the counts do not prove the threshold.
+    ranks: per scope k, 1-based from the smallest magnitude, 0 to track nothing. tolerance: the largest |ds/s| at which
+    the normaliser is carried over to second order, with a relative error below 0.44 (ds/s)^2. exact: read the weights
+    in any case; after they, a mask or a rank changed from outside. A scope that no sweep touched since the last call is
+    left as it is. The tables are described in docs/architecture.md. Not differentiable.
+    """
+    torch.ops.sparse_ops.sweep_finish_(
+        weights, scopes, ranks, tolerance, exact, coefficients, brackets, statistics, candidates, report
+    )

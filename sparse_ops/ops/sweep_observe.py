@@ -1,0 +1,68 @@
+"""The op sparse_ops::sweep_observe_: masks and threshold statistics for optimisers that have no sweep inside."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_ops import launch
+from sparse_ops.ops import sweep_operands as operands
+from sparse_ops.reference import sweep_observe as reference
+
+OP = "sweep_observe_"
+torch.library.define(
+    f"sparse_ops::{OP}",
+    "(Tensor(a!)[] weights, Tensor[] masks, int[] scopes, Tensor coefficients, Tensor brackets, "
+    "Tensor(y!) statistics, Tensor(z!) candidates) -> ()",
+)
+
+
+def _check(
+    weights: list[Tensor],
+    masks: list[Tensor],
+    scopes: list[int],
+    coefficients: Tensor,
+    brackets: Tensor,
+    statistics: Tensor,
+    candidates: Tensor,
+) -> None:
+    """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
+    operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
+    operands.check_packed(OP, "masks", masks, weights)
+
+
+@torch.library.register_fake(f"sparse_ops::{OP}")
+def _fake(*arguments: Any) -> None:
+    _check(*arguments)
+
+
+@torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
+def _sweep_observe_(weights: list[Tensor], masks: list[Tensor], *rest: Any) -> None:
+    shared = masks, *rest
+    statistics, candidates = rest[-2:]
+    _check(weights, *shared)
+    operands.check_apart(OP, "weights", weights)
+    if not weights:
+        return
+    match launch.backend(weights[0].device):
+        case "native" | "triton" | "reference":
+            reference.sweep_observe_(operands.flat(weights), *shared)
+    torch.autograd.graph.increment_version([*weights, statistics, candidates] if masks else [statistics, candidates])
+
+
+def sweep_observe_(
+    weights: list[Tensor],
+    masks: list[Tensor],
+    scopes: list[int],
+    coefficients: Tensor,
+    brackets: Tensor,
+    statistics: Tensor,
+    candidates: Tensor,
+) -> None:
+    """Write +0 where the mask is 0, and add sums, counts and candidates of the weights to their scopes' rows.
+
+    weights: dense in memory, any floating dtype. masks: [] or one packed uint8 tensor per weight (empty where none), in
+    storage order. scopes: the row of each weight in the tables, -1 without statistics. The tables are described in
+    docs/architecture.md. Not differentiable.
+    """
+    torch.ops.sparse_ops.sweep_observe_(weights, masks, scopes, coefficients, brackets, statistics, candidates)

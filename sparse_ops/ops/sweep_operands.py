@@ -1,0 +1,123 @@
+"""Checks shared by the ops of the sweep: each raises an error that names the op, the argument and the value."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_ops import checks
+
+PENALTIES = ("none", "l1", "l2", "growing_l2", "hypersparse")
+STATE = ("Tensor[] masks, Tensor[] groups, int[] scopes, Tensor coefficients, Tensor brackets, "
+         "Tensor(y!) statistics, Tensor(z!) candidates")  # fmt: skip
+
+
+def check_dense(op: str, name: str, tensors: Sequence[Tensor]) -> None:
+    """Every tensor is floating point and fills one block of memory."""
+    checks.floating(op, name, tensors)
+    for i, t in enumerate(tensors):
+        if not checks.is_dense(t):
+            raise ValueError(f"{op}: {name}[{i}] has gaps or overlaps, strides {t.stride()} for {tuple(t.shape)}")
+
+
+def check_like(op: str, name: str, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """One strided floating point tensor per weight, of its shape, on its device."""
+    checks.floating(op, name, tensors)
+    if len(tensors) != len(weights):
+        raise ValueError(f"{op}: {len(weights)} weights but {len(tensors)} {name}")
+    for i, (t, w) in enumerate(zip(tensors, weights, strict=True)):
+        if t.layout != torch.strided:
+            raise ValueError(f"{op}: {name}[{i}] has layout {t.layout}, expected torch.strided")
+        if t.shape != w.shape:
+            raise ValueError(f"{op}: {name}[{i}] has shape {tuple(t.shape)}, weights[{i}] has {tuple(w.shape)}")
+        if t.device != w.device:
+            raise ValueError(f"{op}: {name}[{i}] is on {t.device}, weights[{i}] on {w.device}")
+
+
+def check_packed(op: str, name: str, packed: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """No entries at all, or one per weight: a byte for eight weights, or empty."""
+    if not packed:
+        return
+    if len(packed) != len(weights):
+        raise ValueError(f"{op}: {len(weights)} weights but {len(packed)} {name}; it may also be an empty list")
+    for i, (bits, w) in enumerate(zip(packed, weights, strict=True)):
+        expected = (w.numel() + 7) // 8
+        if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.shape[0] not in (0, expected):
+            raise ValueError(
+                f"{op}: {name}[{i}] is {bits.dtype} {tuple(bits.shape)}, expected uint8 ({expected},) or (0,)"
+            )
+        if not bits.is_contiguous() or bits.device != w.device:
+            raise ValueError(f"{op}: {name}[{i}] must be contiguous and on {w.device}, it is on {bits.device}")
+
+
+def check_scopes(op: str, scopes: Sequence[int], weights: Sequence[Tensor], rows: int) -> None:
+    """One scope per weight, -1 or a row of the coefficients."""
+    if len(scopes) != len(weights):
+        raise ValueError(f"{op}: {len(weights)} weights but {len(scopes)} scopes")
+    for i, scope in enumerate(scopes):
+        if not -1 <= scope < rows:
+            raise ValueError(f"{op}: scopes[{i}] is {scope}, expected -1 (none) or a row below {rows}")
+
+
+def check_table(op: str, name: str, table: Tensor, rows: int, columns: int, weights: Sequence[Tensor]) -> None:
+    """A contiguous float64 tensor (rows, columns) on the weights' device."""
+    if table.dtype != torch.float64 or table.shape != (rows, columns):
+        raise ValueError(f"{op}: {name} is {table.dtype} {tuple(table.shape)}, expected float64 {(rows, columns)}")
+    if not table.is_contiguous() or (weights and table.device != weights[0].device):
+        device = weights[0].device if weights else table.device
+        raise ValueError(f"{op}: {name} must be contiguous and on {device}, it is on {table.device}")
+
+
+def check_penalty(op: str, penalty: str) -> None:
+    if penalty not in PENALTIES:
+        raise ValueError(f"{op}: penalty is {penalty!r}; it may be one of {', '.join(PENALTIES)}")
+
+
+def check_scalar(op: str, name: str, value: Tensor | None) -> None:
+    if value is not None and (value.numel() != 1 or not value.is_floating_point()):
+        raise ValueError(f"{op}: {name} is {value.dtype} {tuple(value.shape)}, expected one floating point number")
+
+
+def check_state(
+    op: str,
+    weights: Sequence[Tensor],
+    scopes: Sequence[int],
+    coefficients: Tensor,
+    brackets: Tensor,
+    statistics: Tensor,
+    candidates: Tensor,
+) -> None:
+    """The weights and the tensors of all scopes, as docs/architecture.md lists them."""
+    check_dense(op, "weights", weights)
+    checks.same_device(op, "weights", weights)
+    rows = coefficients.shape[0]
+    check_table(op, "coefficients", coefficients, rows, 4, weights)
+    check_table(op, "brackets", brackets, rows, 2, weights)
+    check_table(op, "statistics", statistics, rows, 7, weights)
+    check_scopes(op, scopes, weights, rows)
+    if candidates.dim() != 2 or candidates.shape[0] != rows or not candidates.is_contiguous():
+        raise ValueError(f"{op}: candidates has shape {tuple(candidates.shape)}, expected a contiguous ({rows}, C)")
+    if candidates.dtype not in (torch.float32, torch.float64) or candidates.device != coefficients.device:
+        raise ValueError(
+            f"{op}: candidates is {candidates.dtype} on {candidates.device}, expected float32 or float64 on "
+            f"{coefficients.device}"
+        )
+    if candidates.dtype == torch.float32:
+        for i, (w, scope) in enumerate(zip(weights, scopes, strict=True)):
+            if scope >= 0 and w.dtype == torch.float64:
+                raise ValueError(f"{op}: weights[{i}] is torch.float64, so candidates must be, not torch.float32")
+
+
+def check_apart(op: str, name: str, tensors: Sequence[Tensor]) -> None:
+    """No two tensors share memory: each would be updated by two entries at once."""
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, i) for i, t in enumerate(tensors) if t.numel())
+    for (_, end, i), (begin, _, j) in itertools.pairwise(spans):
+        if begin < end:
+            first, second = sorted((i, j))
+            raise ValueError(f"{op}: {name}[{first}] and {name}[{second}] share memory")
+
+
+def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """1-D views in storage order."""
+    return [checks.storage_view(t) for t in tensors]
