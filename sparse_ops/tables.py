@@ -90,7 +90,7 @@ def plan(
     dtypes = [[t.dtype for t in column] for column in lists if column]
     numels = [w.numel() for w in weights]
     device = weights[0].device
-    key = (device, chunk, *(tuple(column) for column in (*addresses, *dtypes, numels, scopes)))
+    key = (device, chunk, *map(tuple, addresses), *map(tuple, dtypes), *numels, *scopes)
 
     def make() -> Plan:
         rows = np.zeros((len(weights), COLUMNS), dtype=np.int64)
