@@ -9,26 +9,26 @@ from .tiles import sech_squared
 
 @triton.jit
 def coefficients(coefficients_ptr, scope, TYPE: tl.constexpr):
-    """strength, kept strength, scale and ratio of a scope as scalars; all 0 for scope -1."""
+    """strength, kept strength, scale s and the pull strength * s * N/A of a scope as scalars; all 0 for scope -1."""
     row_ptr = coefficients_ptr + scope * 4
-    strength = tl.load(row_ptr, mask=scope >= 0, other=0.0).to(TYPE)
-    kept_strength = tl.load(row_ptr + 1, mask=scope >= 0, other=0.0).to(TYPE)
-    scale = tl.load(row_ptr + 2, mask=scope >= 0, other=0.0).to(TYPE)
-    ratio = tl.load(row_ptr + 3, mask=scope >= 0, other=0.0).to(TYPE)
-    return strength, kept_strength, scale, ratio
+    strength = tl.load(row_ptr, mask=scope >= 0, other=0.0)
+    kept_strength = tl.load(row_ptr + 1, mask=scope >= 0, other=0.0)
+    scale = tl.load(row_ptr + 2, mask=scope >= 0, other=0.0)
+    ratio = tl.load(row_ptr + 3, mask=scope >= 0, other=0.0)
+    return strength.to(TYPE), kept_strength.to(TYPE), scale.to(TYPE), (strength * scale * ratio).to(TYPE)
 
 
 @triton.jit
-def penalty_gradient(w, grouped, strength, kept_strength, scale, ratio, PENALTY: tl.constexpr):
+def penalty_gradient(w, grouped, strength, kept_strength, scale, pull, PENALTY: tl.constexpr):
     """The derivative of the penalty at w; the coefficients are scalars of w's dtype."""
     if PENALTY == "l2":
         gradient = 2 * strength * w
     elif PENALTY == "growing_l2":
         gradient = tl.where(grouped, strength, kept_strength) * w
-    else:
+    elif PENALTY == "l1":
         gradient = tl.where(w > 0, strength, tl.where(w < 0, -strength, 0.0))
-        if PENALTY == "hypersparse":
-            gradient = gradient * (scale * ratio) * sech_squared(scale * tl.abs(w))
+    else:
+        gradient = tl.where(w > 0, pull, tl.where(w < 0, -pull, 0.0)) * sech_squared(scale * tl.abs(w))
     return gradient
 
 
@@ -84,11 +84,12 @@ def _append(candidates_ptr, count_ptr, capacity, u, chosen):
 
 
 @triton.jit
-def store_sums(sums, partials_ptr, P, p):
-    """Store a program's sums as column p of the (5, P) partial sums."""
+def store_sums(sums, swept, partials_ptr, P, p):
+    """Store a program's sums and its number of weights as column p of the (6, P) partial sums."""
     n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above = sums
     store_sum(partials_ptr, p, n, n_error)
     store_sum(partials_ptr, P + p, t0, t0_error)
     store_sum(partials_ptr, 2 * P + p, t1, t1_error)
     store_sum(partials_ptr, 3 * P + p, t2, t2_error)
     tl.store(partials_ptr + 4 * P + p, tl.sum(above).to(tl.float64))
+    tl.store(partials_ptr + 5 * P + p, swept.to(tl.float64))

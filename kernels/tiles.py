@@ -18,7 +18,9 @@ WEIGHT = tl.constexpr(2)
 GRAD = tl.constexpr(3)
 MASK = tl.constexpr(4)
 GROUP = tl.constexpr(5)
-STATE = tl.constexpr(6)  # and the columns after it
+STATE = tl.constexpr(6)  # and the two columns after it
+STEP = tl.constexpr(9)
+ORDER = tl.constexpr(15)  # how many chunks the tensors before this one in the list have
 
 
 def element(dtype):
@@ -26,9 +28,9 @@ def element(dtype):
     return ELEMENT[str(dtype)]
 
 
-def compute(*dtypes):
-    """The dtype in which elements are computed: float64 as soon as one of them is, else float32."""
-    return tl.float64 if any(str(dtype) == "torch.float64" for dtype in dtypes) else tl.float32
+def compute(dtype):
+    """The dtype in which elements of a dtype are computed: float32 for halves."""
+    return tl.float64 if str(dtype) == "torch.float64" else tl.float32
 
 
 @triton.jit
@@ -41,11 +43,11 @@ def pointer(rows_ptr, row, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl
 
 
 @triton.jit
-def bits(bits_ptr, first, N, EIGHTS: tl.constexpr):
-    """Bits first, first + 1, ... of N packed bits as bools (EIGHTS, 8); all true where the pointer is 0."""
+def bits(bits_ptr, first, N, OTHER: tl.constexpr, EIGHTS: tl.constexpr):
+    """Bits first, first + 1, ... of N packed ones as bools (EIGHTS, 8); without any, those of the byte OTHER."""
     eighth = first // 8 + tl.arange(0, EIGHTS)
     some = bits_ptr.to(tl.int64) != 0
-    byte = tl.load(bits_ptr + eighth, mask=(eighth * 8 < N) & some, other=255)
+    byte = tl.load(bits_ptr + eighth, mask=(eighth * 8 < N) & some, other=OTHER)
     return ((byte[:, None].to(tl.int32) >> tl.arange(0, 8)[None, :]) & 1) != 0
 
 

@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-COLUMNS = 16  # int64 columns of a row: numel, scope, weight, gradient, mask, group, states...
+# int64 columns of a row: numel, scope, addresses of weight, gradient, mask, group, three states, step (0: none), and in
+# the last how many chunks the tensors before this one in the list have
+COLUMNS = 16
 
 
 class Table(NamedTuple):
     """What one launch covers: tensors of equal dtypes and alignment."""
 
-    rows: Tensor  # (T, 16) int64: numel, scope, then the addresses of weight, gradient, mask, group, states; 0: none
+    rows: Tensor  # (T, 16) int64
     chunks: Tensor  # (P, 2) int32: row, number of the chunk in its tensor
     first: int  # where the partial sums of this launch begin among those of the plan
-    dtypes: tuple[torch.dtype, ...]  # of weight, gradient, mask, group, states, as far as there are any
+    dtypes: tuple[torch.dtype, ...]  # of weight, gradient, states, as far as there are any
     aligned: bool  # every address is a multiple of 16 bytes and every numel of 8, so that accesses may be 128 bits
     masked: bool  # some tensor has a mask
     scoped: bool  # some tensor has a scope
@@ -30,6 +32,10 @@ class Plan(NamedTuple):
     tables: list[Table]
     chunk_scopes: Tensor  # (P,) int32: the scope of every chunk of all tables in order
     programs: int  # programs that an always-launched kernel may use: one per multiprocessor
+
+    def partials(self) -> Tensor:
+        """Where the programs of a sweep leave their sums: (6, P) float64."""
+        return torch.empty(6, self.chunk_scopes.numel(), dtype=torch.float64, device=self.chunk_scopes.device)
 
 
 _plans: OrderedDict[tuple, Plan] = OrderedDict()  # by content, so that an entry is never stale
@@ -76,18 +82,20 @@ def plan(
     masks: Sequence[Tensor] = (),
     groups: Sequence[Tensor] = (),
     states: Sequence[Sequence[Tensor]] = (),
+    steps: Sequence[Tensor] = (),
     *,
     scopes: Sequence[int],
     chunk: int = 16384,
 ) -> Plan:
     """Tables over dense tensors, walked in storage order; every list but weights may be empty.
 
-    chunk is a multiple of 8, so that no byte of a packed mask belongs to two chunks. Tensors without elements are left
-    out. The caller keeps the tensors alive until the launch.
+    states: up to three lists. chunk is a multiple of 8, so that no byte of a packed mask belongs to two chunks. Tensors
+    without elements are left out. The caller keeps the tensors alive until the launch.
     """
-    lists = [[*column] for column in (weights, grads, masks, groups, *states)]
-    addresses = [[t.data_ptr() if t.numel() else 0 for t in column] or [0] * len(weights) for column in lists]
-    dtypes = [[t.dtype for t in column] for column in lists if column]
+    floats = [column for column in (weights, grads, *states) if column]
+    columns = [weights, grads, masks, groups, *states, *[()] * (3 - len(states)), steps]
+    addresses = [[t.data_ptr() if t.numel() else 0 for t in column] or [0] * len(weights) for column in columns]
+    dtypes = [[t.dtype for t in column] for column in floats]
     numels = [w.numel() for w in weights]
     device = weights[0].device
     key = (device, chunk, *map(tuple, addresses), *map(tuple, dtypes), *numels, *scopes)
@@ -96,14 +104,15 @@ def plan(
         rows = np.zeros((len(weights), COLUMNS), dtype=np.int64)
         rows[:, 0], rows[:, 1] = numels, scopes
         rows[:, 2 : 2 + len(addresses)] = np.transpose(addresses)
+        counts = -(rows[:, 0] // -chunk)
+        rows[:, -1] = np.cumsum(counts) - counts
         return _plan(rows, [*zip(*dtypes, strict=True)], chunk, device)
 
     return _cached(_plans, key, device, make)
 
 
 def _plan(rows: np.ndarray, dtypes: list[tuple[torch.dtype, ...]], chunk: int, device: torch.device) -> Plan:
-    floats = np.delete(rows, [0, 1, 4, 5], axis=1)  # addresses of what is accessed by vectors
-    aligned = (floats % 16 == 0).all(axis=1) & (rows[:, 0] % 8 == 0)
+    aligned = (rows[:, [2, 3, 6, 7, 8]] % 16 == 0).all(axis=1) & (rows[:, 0] % 8 == 0)
     kinds = [(d, bool(a)) for d, a in zip(dtypes, aligned, strict=True)]
     tables, scopes, first = [], [np.zeros(0, dtype=np.int32)], 0
     for kind in dict.fromkeys(kinds):

@@ -64,7 +64,7 @@ class Problem:
         self.masks[2] = self.masks[2][:0]  # none
         self.coefficients = torch.tensor(COEFFICIENTS, dtype=torch.float64, device=device)
         self.brackets = torch.tensor([[0.5, 0.75], [0.0, math.inf]], dtype=torch.float64, device=device)
-        self.statistics = torch.ones(2, 6, dtype=torch.float64, device=device)
+        self.statistics = torch.ones(2, 7, dtype=torch.float64, device=device)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.candidates = torch.full((2, 3000), math.nan, dtype=wide, device=device)
 
@@ -74,7 +74,7 @@ class Problem:
         plan = tables.plan(
             self.weights, self.grads, self.masks, self.groups, [self.momenta], scopes=SCOPES, chunk=chunk
         )
-        sums = torch.full((5, plan.chunk_scopes.numel()), math.nan, dtype=torch.float64, device=self.statistics.device)
+        sums = torch.full((6, plan.chunk_scopes.numel()), math.nan, dtype=torch.float64, device=self.statistics.device)
         for table in plan.tables:
             regularized_sgd(
                 table, self.coefficients, self.brackets, self.statistics, self.candidates, sums, penalty,
@@ -126,6 +126,7 @@ def test_agrees_with_the_formula(case, dtype, device):
         torch.testing.assert_close(problem.statistics[scope, :4] - 1, stats[:4], rtol=tolerance, atol=1e-9)
         assert torch.equal(problem.statistics[scope, 4] - 1, stats[4])
         assert torch.equal(problem.statistics[scope, 5] - 1, stats[5])
+        assert problem.statistics[scope, 6] - 1 == w.numel()
         found = problem.candidates[scope]
         u = w.abs()
         want_found = u[(u >= low) & (u < high)].sort().values
