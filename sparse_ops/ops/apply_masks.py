@@ -40,9 +40,8 @@ def _apply_masks_(tensors: list[Tensor], masks: list[Tensor]) -> None:
         case "triton":
             from sparse_ops.kernels import apply_masks as kernel
 
-            with launch.on(tensors[0].device):
-                for t, mask in zip(tensors, masks, strict=True):
-                    kernel.apply_masks(checks.storage_view(t), mask)
+            for t, mask in zip(tensors, masks, strict=True):
+                kernel.apply_masks(checks.storage_view(t), mask)
         case "reference":
             reference.apply_masks_([checks.storage_view(t) for t in tensors], masks)
     torch.autograd.graph.increment_version(tensors)

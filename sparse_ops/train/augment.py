@@ -1,0 +1,78 @@
+"""Batches from tensors in memory: shuffling, random crop, flip and normalisation, each on a whole batch at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_ops.train.data import DataSet, Images
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """crop: pixels of zero padding around an image before a crop of its own size; flip: mirror half of the images."""
+
+    crop: int = 0
+    flip: bool = False
+
+
+class Batches:
+    """Normalised float batches (x, y) of a set of images, on one device.
+
+    An epoch's order and augmentation depend on (seed, epoch) alone, so that a resumed run sees the same batches.
+    The last batch is smaller; one image alone is dropped in training, where batch normalisation cannot use it.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        data: DataSet,
+        batch_size: int,
+        *,
+        device: torch.device,
+        augmentation: Augmentation | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.count, self.batch_size, self.device = len(images), batch_size, device
+        self.augmentation = augmentation or Augmentation()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # (x - mean) / std as x * scale + shift
+        std = torch.tensor(data.std, device=device).view(-1, 1, 1)
+        self.scale, self.shift = 1 / std, -torch.tensor(data.mean, device=device).view(-1, 1, 1) / std
+        self.labels = images.labels.to(device)
+        p = self.augmentation.crop
+        h, w = images.images.shape[2:]
+        padded = F.pad(images.images.to(device), (p, p, p, p))
+        # windows[i, :, y, x] is image i cropped at (y, x): a view, so that a batch of crops is one gather
+        self.windows = padded.unfold(2, h, 1).unfold(3, w, 1)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in random order, augmented."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        for index in torch.randperm(self.count, generator=generator).split(self.batch_size):
+            if len(index) > 1 or self.count == 1:
+                yield self._take(index, generator)
+
+    def plain(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order, without augmentation."""
+        p = self.augmentation.crop
+        for index in torch.arange(self.count, device=self.device).split(self.batch_size):
+            yield self._normalize(self.windows[index, :, p, p]), self.labels[index]
+
+    def _take(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        n, p = len(index), self.augmentation.crop
+        offsets = torch.randint(0, 2 * p + 1, (2, n), generator=generator)
+        mirrored = torch.rand(n, generator=generator) < 0.5
+        index, (top, left) = index.to(self.device), offsets.to(self.device)
+        x = self.windows[index, :, top, left]
+        if self.augmentation.flip:
+            x = torch.where(mirrored.to(self.device).view(-1, 1, 1, 1), x.flip(3), x)
+        return self._normalize(x), self.labels[index]
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=self.memory_format)

@@ -1,0 +1,80 @@
+"""Image data sets as whole tensors in memory, found by name."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparse_ops.train import data_cifar, data_digits, data_fashion
+from sparse_ops.train.data_files import Report
+
+SOURCES: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
+    "cifar10": data_cifar.load,
+    "digits": data_digits.load,
+    "fashion_mnist": data_fashion.load,
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """images uint8 (n, channels, height, width) and labels int64 (n,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Images":
+        return Images(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A training and a test set; mean and std are the training images', per channel, in units of the uint8 values."""
+
+    name: str
+    train: Images
+    test: Images
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+
+def load(name: str, data_dir: Path, *, fold: int = 0, download: bool = False, report: Report | None = None) -> DataSet:
+    """The data set `name`, read from files under data_dir and verified.
+
+    fold (0 to 4) chooses the test fifth of `digits`, which has no official split; the others have a fixed test set
+    and take fold 0 only. Raises ValueError with one sentence where a file is missing, of a wrong size, or damaged.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"data set {name!r} is unknown{hint} (known: {', '.join(SOURCES)})")
+    x, y, x_test, y_test = SOURCES[name](data_dir, fold=fold, download=download, report=report)
+    mean, std = channel_statistics(x)
+    return DataSet(name, Images(x, y), Images(x_test, y_test), int(y.max()) + 1, mean, std)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images, exactly, from counts of the 256 values."""
+    values = torch.arange(256, dtype=torch.float64)
+    means, stds = [], []
+    for channel in images.unbind(1):
+        counts = torch.zeros(256, dtype=torch.int64)
+        for part in channel.split(4096):  # bincount widens its input to int64
+            counts += torch.bincount(part.flatten(), minlength=256)
+        share = counts.double() / counts.sum()
+        mean = float(share @ values)
+        means.append(mean)
+        stds.append(max(float(share @ (values - mean) ** 2), 1e-12) ** 0.5)
+    return tuple(means), tuple(stds)

@@ -1,0 +1,182 @@
+"""Recipes: TOML files that say what is trained and how; an unknown key is an error that names the nearest known."""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparse_ops.train.data import SOURCES
+from sparse_ops.train.networks import NETWORKS
+
+
+@dataclass
+class Data:
+    """[data]: name (digits, cifar10, fashion_mnist), images per batch, augmentation."""
+
+    name: str
+    batch_size: int = 64
+    crop: int = 0  # pixels of padding around the random crop
+    flip: bool = False
+
+
+@dataclass
+class Network:
+    """[network]: name (resnet8, resnet32, mlp) and its width; 0 is the network's own."""
+
+    name: str
+    width: int = 0
+
+
+@dataclass
+class Optimizer:
+    """[optimizer]: sparse_ops.optim.SGD with these settings."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+
+
+@dataclass
+class Training:
+    """[training]: arithmetic (float32 or bfloat16 autocast), memory format, and which rivals are trained as well."""
+
+    precision: str = "float32"
+    channels_last: bool = True
+    dense: bool = True  # the same network without pruning, for the same number of epochs
+    oneshot: bool = True  # one-shot magnitude pruning, for the same number of epochs
+
+
+@dataclass
+class Recipe:
+    """A whole recipe. `method` is a table: name, and the arguments of that method (sparse_ops.methods)."""
+
+    data: Data
+    network: Network
+    method: dict[str, Any]
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("data.name", self.data.name, SOURCES)
+        _one_of("network.name", self.network.name, NETWORKS)
+        _one_of("training.precision", self.training.precision, ("float32", "bfloat16"))
+        for key, value, least in (
+            ("data.batch_size", self.data.batch_size, 1),
+            ("data.crop", self.data.crop, 0),
+            ("network.width", self.network.width, 0),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{key} is {value}, expected {least} or more")
+        if "name" not in self.method:
+            raise ValueError('method.name is missing; for example method.name = "art"')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionaries."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """The recipe with every default written out; `parse` reads it back to an equal recipe."""
+        plain = self.to_dict()
+        lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if not isinstance(value, dict)]
+        for key, table in plain.items():
+            if isinstance(table, dict):
+                lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in table.items())]
+        return "\n".join(lines) + "\n"
+
+
+def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a file; overrides maps dotted keys ("method.sparsity") to values that win over the file's."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        *folders, last = key.split(".")
+        inner = table
+        for name in folders:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"--set {key}: {name} is a value, not a table")
+        inner[last] = value
+    try:
+        return parse(table)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def parse(table: Mapping[str, Any]) -> Recipe:
+    """The recipe of nested tables."""
+    return _build(Recipe, table, "")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """("method.sparsity", 0.9) of "method.sparsity=0.9"; what is no TOML value counts as a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set {text!r}: expected KEY=VALUE, for example method.sparsity=0.95")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def unknown_key(key: str, known: Sequence[str]) -> ValueError:
+    """The error for a key that nothing reads."""
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return ValueError(f"unknown key {key!r}; {hint}")
+
+
+def _build(cls: type, table: Any, prefix: str) -> Any:
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{prefix.rstrip('.')} is {table!r}, expected a table")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise unknown_key(prefix + key, [prefix + name for name in fields])
+        values[key] = _convert(fields[key].type, value, prefix + key)
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix + name} is missing")
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _build(kind, value, key + ".")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = kind if isinstance(kind, type) else dict
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise TypeError(f"{key} is {value!r}, expected {expected.__name__}")
+    return value
+
+
+def _one_of(key: str, value: str, known: Any) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{key} is {value!r}{hint} (known: {', '.join(known)})")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)  # TOML's inf and nan are Python's
+    return json.dumps(value)

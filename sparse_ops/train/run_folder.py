@@ -1,0 +1,130 @@
+"""The files of a run: every one is written beside and renamed, and a new run moves the old one aside."""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RECIPE, METRICS, CHECKPOINT = "recipe.toml", "metrics.jsonl", "checkpoint.pt"
+SUMMARY, FIGURES, REPORT, MODEL, DENSE = (
+    "summary.json",
+    "figures.json",
+    "report.html",
+    "model.safetensors",
+    "dense.safetensors",
+)
+PREVIOUS = "previous"
+
+
+class RunFolder:
+    """runs/<name>: recipe.toml, metrics.jsonl, checkpoint.pt, stages/, summary.json, model files and the report."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def begin(self, recipe_toml: str, *, resume: bool) -> None:
+        """Make the folder ready: an old run is moved to previous/, or (resume) must be of the same recipe."""
+        recipe = self / RECIPE
+        if resume:
+            if not recipe.is_file():
+                raise ValueError(f"{self.path} holds no run to resume")
+            if (difference := _first_difference(recipe.read_text(), recipe_toml)) is not None:
+                raise ValueError(f"{self.path} was begun with {difference[0]}, the recipe now says {difference[1]}")
+            return
+        if recipe.is_file():
+            self._move_aside()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(recipe, recipe_toml)
+
+    def _move_aside(self) -> None:
+        old = self.path / PREVIOUS
+        if old.exists():
+            for file in sorted(old.rglob("*"), reverse=True):
+                file.rmdir() if file.is_dir() else file.unlink()
+        old.mkdir(exist_ok=True)
+        for name in (RECIPE, METRICS, CHECKPOINT, SUMMARY, FIGURES, REPORT, MODEL, DENSE, "stages"):
+            if (self / name).exists():
+                os.replace(self / name, old / name)
+
+    def stage(self, name: str) -> Path:
+        """Where the outcome of a finished stage lies."""
+        return self.path / "stages" / f"{name}.pt"
+
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl, to be put in a checkpoint."""
+        path = self / METRICS
+        return path.stat().st_size if path.exists() else 0
+
+    def truncate_metrics(self, size: int) -> None:
+        """Drop the lines that were written after a checkpoint."""
+        if (self / METRICS).exists():
+            os.truncate(self / METRICS, min(size, self.metrics_size()))
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with (self / METRICS).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Every record of metrics.jsonl."""
+        if (self / METRICS).exists():
+            for line in (self / METRICS).read_text().splitlines():
+                yield json.loads(line)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; ValueError where it is missing or damaged."""
+        try:
+            return json.loads((self / name).read_text())
+        except OSError:
+            raise ValueError(f"{self / name} is missing: {self.path} holds no finished run") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self / name} is damaged: {error}") from None
+
+    def write_json(self, name: str, record: dict[str, Any]) -> None:
+        """Write a JSON file of the run."""
+        write_text(self / name, json.dumps(record, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """torch.save beside, flushed to disk, then renamed: a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What save_state wrote, tensors and plain containers only; ValueError where the file is damaged or foreign."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from None
+
+
+def _first_difference(old: str, new: str) -> tuple[str, str] | None:
+    a, b = old.splitlines(), new.splitlines()
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            return x, y
+    if len(a) != len(b):
+        longer = a if len(a) > len(b) else b
+        extra = longer[min(len(a), len(b))]
+        return (extra, "nothing of it") if longer is a else ("another recipe", extra)
+    return None
