@@ -1,11 +1,17 @@
 // The raw kernels as torch.ops._sparse_ops_C: one line per kernel. Arguments are checked buffers; see sparse_ops/ops.
 #include "common.h"
 #include "cpu/apply_masks.h"
+#include "cpu/csr_sddmm.h"
+#include "cpu/csr_spmm.h"
 
 STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
   m.def("apply_masks_(Tensor(a!)[] tensors, Tensor[] masks) -> ()");
+  m.def("csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool transposed, Tensor(a!) dvalues) "
+        "-> ()");
+  m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
+        "Tensor(a!) y) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
@@ -15,4 +21,6 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("apply_masks_", TORCH_BOX(&sparse_ops::apply_masks_));
+  m.impl("csr_sddmm", TORCH_BOX(&sparse_ops::csr_sddmm));
+  m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
 }

@@ -46,3 +46,30 @@ def like_storage(t: Tensor, like: Tensor) -> Tensor:
     if all(a == b or n == 1 for a, b, n in zip(t.stride(), like.stride(), t.shape, strict=True)):
         return t  # a dimension of one element may carry any stride: 1x1 convolutions in channels_last
     return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype, device=t.device).copy_(t)
+
+
+def one_float_dtype(op: str, tensors: dict[str, Tensor]) -> None:
+    """The named tensors share one floating dtype and one device."""
+    (first, reference), *others = tensors.items()
+    floating(op, first, [reference])
+    for name, t in others:
+        if t.dtype != reference.dtype:
+            raise TypeError(f"{op}: {first} is {reference.dtype}, {name} is {t.dtype}, expected one dtype")
+        if t.device != reference.device:
+            raise ValueError(f"{op}: {first} is on {reference.device}, {name} on {t.device}")
+
+
+def pattern(op: str, tensors: Sequence[Tensor], like: Tensor) -> tuple[int, int]:
+    """(rows, columns) of a `formats.Pattern`'s tensors; dtype, sizes and device are checked, the entries are not."""
+    names = ("row_offsets", "columns", "t_row_offsets", "t_columns", "t_permutation")
+    for name, t in zip(names, tensors, strict=True):
+        if t.dtype != torch.int32 or t.dim() != 1:
+            raise TypeError(f"{op}: {name} is {t.dtype} {tuple(t.shape)}, expected 1-D int32")
+        if t.device != like.device:
+            raise ValueError(f"{op}: {name} is on {t.device}, the operands on {like.device}")
+        if name.endswith("offsets"):
+            if t.numel() < 1:
+                raise ValueError(f"{op}: {name} is empty, expected one entry more than rows")
+        elif t.numel() != tensors[1].numel():
+            raise ValueError(f"{op}: columns has {tensors[1].numel()} entries, {name} {t.numel()}")
+    return tensors[0].numel() - 1, tensors[2].numel() - 1

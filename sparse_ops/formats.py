@@ -115,6 +115,15 @@ def scatter(shape: Sequence[int], row_offsets: Tensor, columns: Tensor, values: 
     return values.new_zeros(shape[0] * shape[1]).index_put((flat,), values).view(tuple(shape))
 
 
+def transposed(
+    row_offsets: Tensor, columns: Tensor, t_row_offsets: Tensor, t_columns: Tensor, t_permutation: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The tensors of the transposed pattern, whose values are values[t_permutation]."""
+    places = torch.arange(t_permutation.numel(), dtype=torch.int32, device=t_permutation.device)
+    back = torch.empty_like(t_permutation).scatter_(0, t_permutation.long(), places)
+    return t_row_offsets, t_columns, row_offsets, columns, back
+
+
 def _as_matrix(weight: Tensor) -> Tensor:
     if weight.dim() < 2:
         raise ValueError(f"Pattern: a weight needs two dimensions or more, got {tuple(weight.shape)}")

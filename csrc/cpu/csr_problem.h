@@ -1,0 +1,33 @@
+// A sparse matrix times or against dense matrices, as the bodies see it.
+#pragma once
+
+#include "../common.h"
+
+namespace sparse_ops {
+
+enum class Dtype { f32, f64, f16, bf16 };
+
+inline Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::Half: return Dtype::f16;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    default: return Dtype::f32;
+  }
+}
+
+// A is (M, K). `b` belongs to its columns, `y` to its rows; N is the other dimension of both, outermost in memory where
+// `transposed`, else innermost. values, bias: of the compute type (float, double for f64).
+struct CsrProblem {
+  const int32_t* offsets;
+  const int32_t* columns;
+  const void* values;
+  const void* bias;
+  const void* b;
+  void* y;  // only read by SDDMM
+  int64_t M, K, N;
+  bool transposed;
+  Dtype dtype;
+};
+
+}  // namespace sparse_ops

@@ -1,0 +1,66 @@
+// dY B^T at the positions of a pattern: groups of tiles of N, and rows, over threads; partial sums added in fixed order.
+#include "csr_sddmm.h"
+
+#include "csr_problem.h"
+#include "csr_schedule.h"
+#include "scratch.h"
+
+#define SPARSE_OPS_BODY "cpu/csr_sddmm_body.h"
+#include "../foreach_isa.h"
+
+namespace sparse_ops {
+namespace {
+
+constexpr int64_t kPackedRows = 16;             // kRowBlock of the body
+constexpr int64_t kPartialBytes = 16 << 20;     // the partial sums of all groups
+constexpr int64_t kGroups = 8;                  // at most; more threads than this share a group by rows
+
+}  // namespace
+
+void csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool transposed, Tensor dvalues) {
+  CsrProblem p{};
+  p.offsets = static_cast<const int32_t*>(row_offsets.const_data_ptr());
+  p.columns = static_cast<const int32_t*>(columns.const_data_ptr());
+  p.b = b.const_data_ptr();
+  p.y = const_cast<void*>(dy.const_data_ptr());
+  p.M = row_offsets.numel() - 1;
+  p.K = b.size(transposed ? 1 : 0);
+  p.N = b.size(transposed ? 0 : 1);
+  p.transposed = transposed;
+  p.dtype = dtype_of(dvalues);
+  const int64_t nnz = columns.numel(), size = p.dtype == Dtype::f64 ? 8 : 4;
+  if (nnz == 0) return;
+  if (p.N == 0) {
+    std::memset(dvalues.mutable_data_ptr(), 0, nnz * dvalues.element_size());
+    return;
+  }
+  const int64_t threads = nnz * p.N < kSerialWork ? 1 : torch::stable::get_num_threads();
+  // Tiles and groups are the order of the sums: they may not depend on the number of threads.
+  const int64_t tile = tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), 1);
+  const int64_t tiles = (p.N + tile - 1) / tile;
+  int64_t groups = tiles < kGroups ? tiles : kGroups;
+  while (groups > 1 && groups * nnz * size > kPartialBytes) groups /= 2;
+  const auto cuts = row_cuts(p.offsets, p.M, row_parts(groups, threads));
+  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1, units = groups * parts;
+  auto* partial = static_cast<unsigned char*>(scratch<0>(groups * nnz * size));
+  const auto run = SPARSE_OPS_DISPATCH(sddmm);
+  share(threads, units, [&](const auto& next) {
+    void* panel = scratch<1>(p.K * tile * size);
+    void* rows = scratch<2>(kPackedRows * tile * size);
+    int64_t packed = -1;
+    for (int64_t unit = next(); unit < units; unit = next()) {
+      const int64_t group = unit / parts, part = unit % parts;
+      const int64_t begin = group * tiles / groups, end = (group + 1) * tiles / groups;
+      for (int64_t t = begin; t < end; ++t) {
+        run(p, t * tile, tile, cuts[part], cuts[part + 1], panel, rows, packed != t, t > begin,
+            partial + group * nnz * size);
+        packed = t;
+      }
+    }
+  });
+  const auto add = SPARSE_OPS_DISPATCH(reduce);
+  void* to = dvalues.mutable_data_ptr();
+  parallel(0, nnz, kSerialWork, [&](int64_t begin, int64_t end) { add(p.dtype, partial, groups, nnz, begin, end, to); });
+}
+
+}  // namespace sparse_ops

@@ -1,0 +1,63 @@
+// Y = A B (+ bias per row): tiles of N over threads, rows over threads where there are too few tiles.
+#include "csr_spmm.h"
+
+#include "csr_problem.h"
+#include "csr_schedule.h"
+#include "scratch.h"
+
+#define SPARSE_OPS_BODY "cpu/csr_spmm_body.h"
+#include "../foreach_isa.h"
+
+namespace sparse_ops {
+namespace {
+
+constexpr int64_t kSumRows = 16;  // kRowBlock of the body
+
+}  // namespace
+
+void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::optional<Tensor> bias, bool transposed,
+              Tensor y) {
+  CsrProblem p{};
+  p.offsets = static_cast<const int32_t*>(row_offsets.const_data_ptr());
+  p.columns = static_cast<const int32_t*>(columns.const_data_ptr());
+  p.b = b.const_data_ptr();
+  p.y = y.mutable_data_ptr();
+  p.M = row_offsets.numel() - 1;
+  p.K = b.size(transposed ? 1 : 0);
+  p.N = b.size(transposed ? 0 : 1);
+  p.transposed = transposed;
+  p.dtype = dtype_of(values);
+  p.values = values.const_data_ptr();
+  p.bias = bias ? bias->const_data_ptr() : nullptr;
+  if (p.M == 0 || p.N == 0) return;
+  if (p.dtype == Dtype::f16 || p.dtype == Dtype::bf16) {
+    const auto widened = SPARSE_OPS_DISPATCH(widen);
+    auto* floats = static_cast<float*>(scratch<0>((values.numel() + (bias ? p.M : 0)) * sizeof(float)));
+    widened(p.values, p.dtype, values.numel(), floats);
+    p.values = floats;
+    if (bias) {
+      widened(p.bias, p.dtype, p.M, floats + values.numel());
+      p.bias = floats + values.numel();
+    }
+  }
+  const int64_t size = p.dtype == Dtype::f64 ? 8 : 4;
+  const int64_t work = (values.numel() + p.M) * p.N;
+  const int64_t threads = work < kSerialWork ? 1 : torch::stable::get_num_threads();
+  const int64_t tile = p.N == 1 ? 1 : tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), threads);
+  const int64_t tiles = (p.N + tile - 1) / tile;
+  const auto cuts = row_cuts(p.offsets, p.M, row_parts(tiles, threads));
+  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1, units = tiles * parts;
+  const auto run = SPARSE_OPS_DISPATCH(spmm);
+  share(threads, units, [&](const auto& next) {
+    void* panel = scratch<1>(p.K * tile * size);
+    void* sums = scratch<2>(kSumRows * tile * size);
+    int64_t packed = -1;
+    for (int64_t unit = next(); unit < units; unit = next()) {
+      const int64_t t = unit / parts, part = unit % parts;
+      run(p, t * tile, tile, cuts[part], cuts[part + 1], panel, packed != t, sums);
+      packed = t;
+    }
+  });
+}
+
+}  // namespace sparse_ops

@@ -1,0 +1,87 @@
+// Y = A B: a tile of B, packed with N innermost, stays in the L2 cache while each row of A runs over it once, with the
+// sums of the row's tile in registers: per nonzero one broadcast and one FMA per vector, no store.
+#include "lanes_body.h"
+#include "tiles_body.h"
+
+constexpr int64_t kRowBlock = 16;  // rows that are written together, so that a transposed store fills a cache line
+
+// sums[i][...] for the rows [begin, begin + rows): NV vectors a row.
+template <typename A, int NV>
+static void rows_times_panel(const CsrProblem& p, const A* panel, int64_t begin, int64_t rows, A* sums) {
+  constexpr int W = Lanes<A>::count;
+  const A* values = static_cast<const A*>(p.values);
+  const A* bias = static_cast<const A*>(p.bias);
+  for (int64_t r = begin; r < begin + rows; ++r, sums += NV * W) {
+    Vector<A> sum[NV];
+#pragma GCC unroll 8
+    for (int u = 0; u < NV; ++u) sum[u] = Vector<A>{} + (bias ? bias[r] : A(0));
+    for (int32_t i = p.offsets[r]; i < p.offsets[r + 1]; ++i) {
+      const A* from = panel + static_cast<int64_t>(p.columns[i]) * (NV * W);
+      const A value = values[i];
+#pragma GCC unroll 8
+      for (int u = 0; u < NV; ++u) sum[u] += value * load(from + u * W);
+    }
+#pragma GCC unroll 8
+    for (int u = 0; u < NV; ++u) store(sums + u * W, sum[u]);
+  }
+}
+
+// One vector: no tile, each row gathers from it.
+template <typename T, typename A>
+static void rows_times_vector(const CsrProblem& p, const A* b, int64_t begin, int64_t end) {
+  const A* values = static_cast<const A*>(p.values);
+  const A* bias = static_cast<const A*>(p.bias);
+  for (int64_t r = begin; r < end; ++r) {
+    A sum[4] = {bias ? bias[r] : A(0), 0, 0, 0};  // four chains hide the latency of the addition
+    int32_t i = p.offsets[r];
+    const int32_t last = p.offsets[r + 1];
+    for (; i + 4 <= last; i += 4)
+      for (int u = 0; u < 4; ++u) sum[u] += values[i + u] * b[p.columns[i + u]];
+    for (; i < last; ++i) sum[0] += values[i] * b[p.columns[i]];
+    narrow_one((sum[0] + sum[1]) + (sum[2] + sum[3]), static_cast<T*>(p.y) + r);
+  }
+}
+
+template <typename T>
+static void spmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, void* panel_memory,
+                      bool pack, void* sums_memory) {
+  using A = typename Compute<T>::type;
+  A* panel = static_cast<A*>(panel_memory);
+  A* sums = static_cast<A*>(sums_memory);
+  if (p.N == 1) {
+    if (pack) pack_panel(static_cast<const T*>(p.b), 0, p.K, p.K, 1, 0, 1, false, panel);
+    return rows_times_vector<T, A>(p, panel, begin, end);
+  }
+  if (pack) pack_panel(static_cast<const T*>(p.b), 0, p.K, p.K, p.N, first, tile, p.transposed, panel);
+  for (int64_t r = begin; r < end; r += kRowBlock) {
+    const int64_t rows = end - r < kRowBlock ? end - r : kRowBlock;
+    switch (tile / Lanes<A>::count) {
+      case 1: rows_times_panel<A, 1>(p, panel, r, rows, sums); break;
+      case 2: rows_times_panel<A, 2>(p, panel, r, rows, sums); break;
+      case 4: rows_times_panel<A, 4>(p, panel, r, rows, sums); break;
+      case 8: rows_times_panel<A, 8>(p, panel, r, rows, sums); break;
+    }
+    unpack_panel(sums, r, rows, p.M, p.N, first, tile, p.transposed, static_cast<T*>(p.y));
+  }
+}
+
+// Rows [begin, end) of the tile of N that starts at `first`. The panel holds K * tile compute elements and is filled
+// only if `pack`; sums hold kRowBlock * tile.
+static void spmm(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, void* panel, bool pack,
+                 void* sums) {
+  switch (p.dtype) {
+    case Dtype::f32: return spmm_rows<float>(p, first, tile, begin, end, panel, pack, sums);
+    case Dtype::f64: return spmm_rows<double>(p, first, tile, begin, end, panel, pack, sums);
+    case Dtype::f16: return spmm_rows<Half>(p, first, tile, begin, end, panel, pack, sums);
+    case Dtype::bf16: return spmm_rows<BFloat>(p, first, tile, begin, end, panel, pack, sums);
+  }
+}
+
+// n elements of a half dtype as floats.
+static void widen(const void* from, Dtype dtype, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i)
+    to[i] = dtype == Dtype::bf16 ? widen_one(static_cast<const BFloat*>(from)[i])
+                                 : widen_one(static_cast<const Half*>(from)[i]);
+}
+
+static int64_t vector_bytes() { return kVectorBytes; }

@@ -1,0 +1,98 @@
+"""The differentiable op sparse_ops::csr_sddmm: a dense product, computed only where a pattern has values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_ops import checks, extension, formats, launch
+from sparse_ops.reference import csr_sddmm as reference
+
+torch.library.define(
+    "sparse_ops::csr_sddmm",
+    "(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, Tensor t_row_offsets, Tensor t_columns, "
+    "Tensor t_permutation, bool transposed) -> Tensor",
+)
+
+
+@torch.library.register_fake("sparse_ops::csr_sddmm")
+def _check(
+    dy: Tensor,
+    b: Tensor,
+    row_offsets: Tensor,
+    columns: Tensor,
+    t_row_offsets: Tensor,
+    t_columns: Tensor,
+    t_permutation: Tensor,
+    transposed: bool,
+) -> Tensor:
+    """Check the operands and allocate dvalues: the first half of the op and all of its fake."""
+    M, K = checks.pattern("csr_sddmm", (row_offsets, columns, t_row_offsets, t_columns, t_permutation), b)
+    checks.one_float_dtype("csr_sddmm", {"dy": dy, "b": b})
+    for name, t, size in (("dy", dy, M), ("b", b, K)):
+        if t.dim() != 2 or t.shape[1 if transposed else 0] != size:
+            expected = f"(N, {size})" if transposed else f"({size}, N)"
+            raise ValueError(f"csr_sddmm: {name} is {tuple(t.shape)}, expected {expected} for a ({M}, {K}) pattern")
+    if dy.shape[0 if transposed else 1] != b.shape[0 if transposed else 1]:
+        raise ValueError(f"csr_sddmm: dy is {tuple(dy.shape)} and b {tuple(b.shape)}, N differs")
+    return b.new_empty(columns.shape)
+
+
+@torch.library.impl("sparse_ops::csr_sddmm", ("cpu", "cuda"))
+def _csr_sddmm(
+    dy: Tensor,
+    b: Tensor,
+    row_offsets: Tensor,
+    columns: Tensor,
+    t_row_offsets: Tensor,
+    t_columns: Tensor,
+    t_permutation: Tensor,
+    transposed: bool,
+) -> Tensor:
+    dvalues = _check(dy, b, row_offsets, columns, t_row_offsets, t_columns, t_permutation, transposed)
+    match launch.backend(b.device):
+        case "native":
+            args = dy.contiguous(), b.contiguous(), row_offsets.contiguous(), columns.contiguous()
+            extension.native().csr_sddmm(*args, transposed, dvalues)
+        case _:
+            dvalues = reference.csr_sddmm(dy, b, row_offsets, columns, transposed)
+    return dvalues
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.transposed = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    dy, b, *pattern = ctx.saved_tensors
+    spmm = torch.ops.sparse_ops.csr_spmm
+    ddy = spmm(g, *pattern, b, ctx.transposed, None) if ctx.needs_input_grad[0] else None
+    db = None
+    if ctx.needs_input_grad[1]:
+        db = spmm(g[pattern[4]], *formats.transposed(*pattern), dy, ctx.transposed, None)
+    return ddy, db, *[None] * 6
+
+
+torch.library.register_autograd("sparse_ops::csr_sddmm", _backward, setup_context=_setup_context)
+
+
+def csr_sddmm(
+    dy: Tensor,
+    b: Tensor,
+    row_offsets: Tensor,
+    columns: Tensor,
+    t_row_offsets: Tensor,
+    t_columns: Tensor,
+    t_permutation: Tensor,
+    transposed: bool,
+) -> Tensor:
+    """dy @ b.T at the positions of an (M, K) pattern.
+
+    dy: (M, N) and b: (K, N), or (N, M) and (N, K) if `transposed`; one floating dtype, float16 and bfloat16 are
+    accumulated in float32. row_offsets to t_permutation: the tensors of a `formats.Pattern`, trusted to be consistent.
+    Returns (nnz,). It is the gradient of `csr_spmm` by its values; differentiable in dy and b, twice.
+    """
+    return torch.ops.sparse_ops.csr_sddmm(
+        dy, b, row_offsets, columns, t_row_offsets, t_columns, t_permutation, transposed
+    )

@@ -1,0 +1,92 @@
+"""csr_sddmm against a dense product in float64, on every backend and instruction set; its gradients by gradcheck."""
+
+import pytest
+import torch
+from csr import DTYPES, SHAPES, close, matrix, operand
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_ops.ops.csr_sddmm import csr_sddmm
+
+
+def check(M, K, N, density, dtype, transposed, device="cpu"):
+    _, pattern, _ = matrix(M, K, density, dtype, device=device)
+    dy, b = (operand(rows, N, transposed, dtype, rows, device) for rows in (M, K))
+    dvalues = csr_sddmm(dy, b, *pattern.tensors(), transposed)
+    left, right = (t.double().T if transposed else t.double() for t in (dy, b))
+    close(dvalues, pattern.gather(left @ right.T), pattern.gather(left.abs() @ right.T.abs()), N, dtype)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_agrees_with_dense(dtype, transposed, device, backend):
+    for shape in SHAPES:
+        check(*shape, 0.2, dtype, transposed, device=device)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(dtype, transposed, isa):
+    for M, K, N in [*SHAPES, (300, 20, 3), (10, 4000, 40), (8, 12, 1500)]:
+        for density in (0.0, 0.1, 1.0):
+            check(M, K, N, density, dtype, transposed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    M=st.integers(0, 80),
+    K=st.integers(0, 80),
+    N=st.integers(0, 200),
+    density=st.floats(0, 1),
+    transposed=st.booleans(),
+)
+def test_random_shapes(M, K, N, density, transposed):
+    check(M, K, N, density, torch.float32, transposed)
+
+
+@pytest.mark.parametrize("N", [1, 5, 64, 1500])
+def test_the_number_of_threads_changes_no_bit(N):
+    _, pattern, _ = matrix(300, 200, 0.1, torch.float32)
+    dy, b = operand(300, N, True, torch.float32, 1), operand(200, N, True, torch.float32, 2)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(csr_sddmm(dy, b, *pattern.tensors(), True))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients(transposed, device, backend):
+    _, pattern, _ = matrix(4, 5, 0.3, torch.float64, device=device)
+    inputs = [operand(rows, 3, transposed, torch.float64, rows, device).requires_grad_() for rows in (4, 5)]
+
+    def run(dy, b):
+        return csr_sddmm(dy, b, *pattern.tensors(), transposed)
+
+    torch.autograd.gradcheck(run, inputs)
+    torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_is_a_lawful_torch_op(transposed, device, backend):
+    _, pattern, _ = matrix(5, 7, 0.3, torch.float32, device=device)
+    dy, b = (operand(rows, 3, transposed, torch.float32, rows, device).requires_grad_() for rows in (5, 7))
+    torch.library.opcheck(torch.ops.sparse_ops.csr_sddmm.default, (dy, b, *pattern.tensors(), transposed))
+
+
+def test_names_the_culprit():
+    _, pattern, _ = matrix(5, 7, 0.3, torch.float32)
+    p, dy, b = pattern.tensors(), torch.randn(3, 5), torch.randn(3, 7)
+    cases = [
+        (ValueError, r"dy is \(3, 7\), expected \(N, 5\) for a \(5, 7\) pattern", (b, b, *p, True)),
+        (ValueError, r"b is \(3, 7\), expected \(7, N\)", (dy.T, b, *p, False)),
+        (ValueError, r"dy is \(2, 5\) and b \(3, 7\), N differs", (dy[:2], b, *p, True)),
+        (TypeError, r"dy is torch.float32, b is torch.float64", (dy, b.double(), *p, True)),
+    ]
+    for error, message, args in cases:
+        with pytest.raises(error, match=message):
+            csr_sddmm(*args)
