@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# row_offsets, columns, t_row_offsets, t_columns, t_permutation
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
 INDEX_LIMIT = 2**31 - 1
 _INDEX_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
 
@@ -74,7 +77,7 @@ class Pattern:
         """nnz as a share of all elements, in [0, 1]; 0 for a matrix without elements."""
         return self.nnz / max(1, self.shape[0] * self.shape[1])
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def tensors(self) -> Tensors:
         """(row_offsets, columns, t_row_offsets, t_columns, t_permutation): what ops take, in their order."""
         return self.row_offsets, self.columns, self.t_row_offsets, self.t_columns, self.t_permutation
 
@@ -117,7 +120,7 @@ def scatter(shape: Sequence[int], row_offsets: Tensor, columns: Tensor, values: 
 
 def transposed(
     row_offsets: Tensor, columns: Tensor, t_row_offsets: Tensor, t_columns: Tensor, t_permutation: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Tensors:
     """The tensors of the transposed pattern, whose values are values[t_permutation]."""
     places = torch.arange(t_permutation.numel(), dtype=torch.int32, device=t_permutation.device)
     back = torch.empty_like(t_permutation).scatter_(0, t_permutation.long(), places)

@@ -59,7 +59,7 @@ class SparseModule(nn.Module):
         """Where the values stand in the (rows, columns) matrix of the weight."""
         return Pattern(matrix_shape(self.weight_shape), *self.pattern_tensors())
 
-    def pattern_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def pattern_tensors(self) -> formats.Tensors:
         """(row_offsets, columns, t_row_offsets, t_columns, t_permutation): what ops take, in their order."""
         return self.row_offsets, self.columns, self.t_row_offsets, self.t_columns, self.t_permutation
 

@@ -65,12 +65,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    dy, b, *pattern = ctx.saved_tensors
-    spmm = torch.ops.sparse_ops.csr_spmm
-    ddy = spmm(g, *pattern, b, ctx.transposed, None) if ctx.needs_input_grad[0] else None
+    dy, b = ctx.saved_tensors[:2]
+    pattern: formats.Tensors = ctx.saved_tensors[2:]
+    from sparse_ops.ops.csr_spmm import csr_spmm  # which imports this file: each is the other's gradient
+
+    ddy = csr_spmm(g, *pattern, b, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[1]:
-        db = spmm(g[pattern[4]], *formats.transposed(*pattern), dy, ctx.transposed, None)
+        db = csr_spmm(g[pattern[4]], *formats.transposed(*pattern), dy, ctx.transposed)
     return ddy, db, *[None] * 6
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops import checks, extension, formats, launch
+from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.reference import csr_spmm as reference
 
 torch.library.define(
@@ -70,12 +71,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    values, *pattern, b = ctx.saved_tensors
-    ops = torch.ops.sparse_ops
-    dvalues = ops.csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
+    values, b = ctx.saved_tensors[0], ctx.saved_tensors[6]
+    pattern: formats.Tensors = ctx.saved_tensors[1:6]
+    dvalues = csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[6]:
-        db = ops.csr_spmm(values[pattern[4]], *formats.transposed(*pattern), dy, ctx.transposed, None)
+        db = csr_spmm(values[pattern[4]], *formats.transposed(*pattern), dy, ctx.transposed)
     dbias = dy.sum(0 if ctx.transposed else 1) if ctx.needs_input_grad[8] else None
     return dvalues, *[None] * 5, db, None, dbias
 

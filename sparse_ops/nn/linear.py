@@ -1,0 +1,60 @@
+"""SparseLinear: a linear layer that stores, and multiplies by, its live weights alone."""
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops.formats import Pattern
+from sparse_ops.nn.base import SparseModule, dense_weight
+from sparse_ops.ops.csr_spmm import csr_spmm
+
+
+class SparseLinear(SparseModule):
+    """y = x @ W.T + bias for a sparse W of shape (out_features, in_features).
+
+    x: (..., in_features) of the dtype of `values`, any number of leading dimensions, also none; under torch.autocast it
+    computes in the autocast dtype, as nn.Linear does. pattern: where W holds `values` (nnz,). bias: (out_features,) or
+    None; parameters given are shared, tensors become parameters.
+    """
+
+    def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = self.weight_shape = pattern.shape
+        self.set_weight(pattern, values)
+        if bias is not None and bias.shape != (self.out_features,):
+            raise ValueError(f"SparseLinear: the bias is {tuple(bias.shape)}, expected ({self.out_features},)")
+        self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear) -> "SparseLinear":
+        """The layer with the nonzeros of linear.weight (masked, where torch.nn.utils.prune masks it) and the same bias.
+
+        The bias stays the same parameter, the training flag and requires_grad are kept.
+        """
+        weight = dense_weight(linear)
+        pattern, values = Pattern.from_dense(weight)
+        layer = cls(pattern, nn.Parameter(values, requires_grad=weight.requires_grad), linear.bias)
+        return layer.train(linear.training)
+
+    def to_dense(self) -> nn.Linear:
+        """An nn.Linear with the same weights, zeros where the pattern has none; the bias stays the same parameter."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        linear.register_parameter("bias", self.bias)
+        return linear.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"SparseLinear: x is {tuple(x.shape)}, expected (..., {self.in_features})")
+        values: Tensor = self.values
+        bias: Tensor | None = self.bias
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # autocast leaves float64 alone
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+        y = csr_spmm(values, *self.pattern_tensors(), x.reshape(-1, self.in_features), True, bias)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        density = f"{self.nnz / max(1, self.in_features * self.out_features):.2%}"
+        return f"{self.in_features}, {self.out_features}, nnz={self.nnz} ({density}), bias={self.bias is not None}"

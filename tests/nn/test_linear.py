@@ -1,0 +1,191 @@
+"""SparseLinear against the nn.Linear it was made of: values, gradients, and life inside PyTorch."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from sparse_ops.formats import Pattern
+from sparse_ops.nn import SparseLinear
+
+
+def pair(in_features=20, out_features=12, bias=True, dtype=torch.float32, sparsity=0.8, seed=0):
+    """(dense, sparse) of one random layer."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        linear.weight *= torch.rand_like(linear.weight) >= sparsity
+    return linear, SparseLinear.from_dense(linear)
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 20), (7, 20), (2, 3, 4, 20), (0, 20), (2, 0, 20)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_and_gradients_equal_the_dense_layer(shape, bias):
+    linear, sparse = pair(bias=bias, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [layer(t) for layer, t in zip((linear, sparse), inputs, strict=True)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    dy = torch.randn_like(outputs[0])
+    expected = torch.autograd.grad(outputs[0], [inputs[0], linear.weight], dy)
+    dx, dvalues = torch.autograd.grad(outputs[1], [inputs[1], sparse.values], dy)
+    torch.testing.assert_close(dx, expected[0])
+    torch.testing.assert_close(dvalues, sparse.pattern.gather(expected[1]))
+
+
+def test_bias_is_shared_and_trained():
+    linear, sparse = pair()
+    assert sparse.bias is linear.bias
+    sparse(torch.ones(3, 20)).sum().backward()
+    assert torch.equal(linear.bias.grad, torch.full((12,), 3.0))
+
+
+def test_weight_is_the_dense_matrix_and_read_only():
+    linear, sparse = pair()
+    assert torch.equal(sparse.weight, linear.weight)
+    with pytest.raises(AttributeError, match=r"SparseLinear\.weight is read-only"):
+        sparse.weight = linear.weight
+    assert torch.equal(sparse.to_dense().weight, linear.weight)
+    assert sparse.to_dense().bias is linear.bias
+    assert "nnz=" in repr(sparse) and "20, 12" in repr(sparse)
+
+
+def test_weight_pruned_by_torch():
+    linear, _ = pair(sparsity=0.0)
+    prune.l1_unstructured(linear, "weight", amount=0.9)
+    with torch.no_grad():
+        linear.weight_orig.add_(1.0)  # as an optimiser step: `weight` is stale until the next forward
+    sparse = SparseLinear.from_dense(linear)
+    x = torch.randn(5, 20)
+    torch.testing.assert_close(sparse(x), linear(x))
+    assert sparse.nnz == 24
+
+
+def test_flags_are_kept():
+    linear, _ = pair()
+    linear.weight.requires_grad_(False)
+    sparse = SparseLinear.from_dense(linear.eval())
+    assert not sparse.values.requires_grad and not sparse.training
+    assert not sparse.to_dense().weight.requires_grad and not sparse.to_dense().training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_the_autocast_dtype(dtype):
+    linear, sparse = pair()
+    x = torch.randn(6, 20)
+    with torch.autocast("cpu", dtype=dtype):
+        expected, y = linear(x), sparse(x)
+        y.float().sum().backward()
+    assert y.dtype == expected.dtype == dtype
+    torch.testing.assert_close(y, expected, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+    assert sparse.values.grad.dtype == torch.float32
+
+
+def test_copies_conversions_and_moves():
+    _, sparse = pair()
+    x = torch.randn(4, 20)
+    for twin in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))):
+        assert torch.equal(twin(x), sparse(x))
+        assert twin.values.data_ptr() != sparse.values.data_ptr()
+    assert copy.deepcopy(sparse).double()(x.double()).dtype == torch.float64
+    half = copy.deepcopy(sparse).to(torch.bfloat16)
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    assert half.columns.dtype == torch.int32
+
+
+def test_state_dict_round_trip_also_to_another_pattern():
+    _, source = pair()
+    assert list(source.state_dict()) == ["values", "bias", "row_offsets", "columns"]
+    _, target = pair(sparsity=0.5, seed=1)
+    parameter, x = target.values, torch.randn(4, 20)
+    target.load_state_dict(source.state_dict())
+    assert target.values is parameter  # an optimiser may hold it
+    assert torch.equal(target(x), source(x))
+    with torch.no_grad():
+        source.values.add_(1.0)
+    assert not torch.equal(target(x), source(x))
+    target(x.requires_grad_()).sum().backward()
+    torch.testing.assert_close(x.grad, target.weight.sum(0).expand(4, 20))
+    assigned = pair(sparsity=0.5, seed=1)[1]
+    assigned.load_state_dict(source.state_dict(), assign=True)
+    assert assigned.values.data_ptr() == source.values.data_ptr()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_state_dict_of_a_dense_model(masked):
+    linear, expected = pair(seed=3)
+    if masked:
+        prune.custom_from_mask(linear, "weight", linear.weight != 0)
+    model = nn.Sequential(nn.ReLU(), pair(sparsity=0.5)[1])
+    model.load_state_dict(nn.Sequential(nn.ReLU(), linear).state_dict())
+    assert model[1].nnz == expected.nnz
+    assert torch.equal(model[1].weight, expected.weight)
+
+
+def test_state_dict_that_does_not_fit():
+    _, sparse = pair()
+    before = copy.deepcopy(sparse.state_dict())
+    broken = dict(before) | {"columns": before["columns"] + 20}
+    for state, message in [
+        (broken, "expected 0 to 19"),
+        ({"weight": torch.ones(3, 3), "bias": before["bias"]}, r"the dense weight is \(3, 3\), expected \(12, 20\)"),
+        ({k: v for k, v in before.items() if k != "columns"}, "Missing key.*columns"),
+        (dict(before) | {"values": before["values"][1:]}, "the pattern holds"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            sparse.load_state_dict(state)
+    assert all(torch.equal(before[k], v) for k, v in sparse.state_dict().items())
+
+
+def test_compiles_as_one_graph_forward_and_backward():
+    linear, sparse = pair()
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+    for batch in (4, 7):
+        x, y = (torch.ones(batch, 20, requires_grad=True) for _ in range(2))
+        compiled(x).square().sum().backward()
+        linear(y).square().sum().backward()
+        torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(sparse.values.grad, sparse.pattern.gather(linear.weight.grad))
+
+
+def test_exports_and_loads_back():
+    _, sparse = pair()
+    x = torch.randn(4, 20)
+    program = torch.export.export(sparse, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    assert torch.equal(loaded(x), sparse(x))
+    assert torch.equal(loaded(x[:3]), sparse(x[:3]))
+
+
+def test_trains_with_any_optimiser():
+    linear, sparse = pair(bias=False)
+    x, mask = torch.randn(8, 20), linear.weight.detach() != 0
+    for layer in (linear, sparse):
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+        for _ in range(3):
+            layer(x).square().sum().backward()
+            if layer is linear:
+                linear.weight.grad *= mask
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(sparse.weight, linear.weight)
+
+
+def test_names_the_culprit():
+    _, sparse = pair()
+    with pytest.raises(ValueError, match=r"x is \(4, 19\), expected \(..., 20\)"):
+        sparse(torch.ones(4, 19))
+    with pytest.raises(TypeError, match=r"values is torch\.float32, b is torch\.float64"):
+        sparse(torch.ones(4, 20, dtype=torch.float64))
+    pattern = Pattern.from_mask(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"values are \(5,\), the pattern holds 6"):
+        SparseLinear(pattern, torch.ones(5))
+    with pytest.raises(ValueError, match=r"bias is \(3,\), expected \(2,\)"):
+        SparseLinear(pattern, torch.ones(6), torch.ones(3))
