@@ -33,6 +33,11 @@ def backend(device: torch.device) -> Backend:
     return "reference"
 
 
+def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Launches inside the `with` go to this device, which need not be the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def forced(name: Backend) -> Iterator[None]:
     """Run every op inside the `with` on one backend; for tests and benchmarks."""

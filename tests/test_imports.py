@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "extension", "_version"}
+FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "tables", "extension", "_version"}
 FLOOR_3 = {"optim", "nn", "masks", "prunable", "planning", "files"}
 FLOOR_4 = {"methods"}
 FLOOR_5 = {"train", "cli", "integrations"}
@@ -20,8 +20,9 @@ LAW = {
     "checks": set(),
     "extension": set(),
     "launch": {"extension"},
+    "tables": set(),
     "formats": {"checks", "extension"},
-    "ops": {"kernels", "extension", "reference", "checks", "launch", "formats", "ops"},
+    "ops": {"kernels", "extension", "reference", "checks", "launch", "tables", "formats", "ops"},
     **dict.fromkeys(FLOOR_3, (FLOOR_2 | FLOOR_3) - {"extension"}),
     "methods": {"methods", "masks", "formats", "prunable", "planning", "optim", "nn"},
     **dict.fromkeys(FLOOR_5, FLOOR_2 | FLOOR_3 | FLOOR_4 | FLOOR_5),

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, launch
+from sparse_ops import checks, launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import add_penalty_grad as reference
 
@@ -53,7 +53,14 @@ def _add_penalty_grad_(grads: list[Tensor], weights: list[Tensor], *rest: Any) -
         return
     walked = [checks.like_storage(g, w) for g, w in zip(grads, weights, strict=True)]
     match launch.backend(weights[0].device):
-        case "native" | "triton" | "reference":
+        case "triton":
+            from sparse_ops.kernels import add_penalty_grad
+
+            groups, scopes, *rule = rest
+            with launch.on(weights[0].device):
+                for table in tables.plan(weights, walked, groups=groups, scopes=scopes).tables:
+                    add_penalty_grad.add_penalty_grad(table, *rule)
+        case "native" | "reference":
             reference.add_penalty_grad_(operands.flat(walked), operands.flat(weights), *rest)
     for grad, new in zip(grads, walked, strict=True):
         if new is not grad:

@@ -40,8 +40,9 @@ def _apply_masks_(tensors: list[Tensor], masks: list[Tensor]) -> None:
         case "triton":
             from sparse_ops.kernels import apply_masks as kernel
 
-            for t, mask in zip(tensors, masks, strict=True):
-                kernel.apply_masks(checks.storage_view(t), mask)
+            with launch.on(tensors[0].device):
+                for t, mask in zip(tensors, masks, strict=True):
+                    kernel.apply_masks(checks.storage_view(t), mask)
         case "reference":
             reference.apply_masks_([checks.storage_view(t) for t in tensors], masks)
     torch.autograd.graph.increment_version(tensors)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, launch
+from sparse_ops import checks, launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import regularized_sgd as reference
 
@@ -54,7 +54,18 @@ def _regularized_sgd_(weights: list[Tensor], grads: list[Tensor], momenta: list[
     grads = [checks.like_storage(g, w) for g, w in zip(grads, weights, strict=True)]
     states = [checks.like_storage(m, w) for m, w in zip(momenta, weights, strict=True)] if momenta else []
     match launch.backend(weights[0].device):
-        case "native" | "triton" | "reference":
+        case "triton":
+            from sparse_ops.kernels import partials, regularized_sgd
+
+            masks, groups, scopes, coefficients, brackets, statistics, candidates, *rule, found_inf = rest
+            with launch.on(weights[0].device):
+                plan = tables.plan(weights, grads, masks, groups, [states] if states else [], scopes=scopes)
+                sums = plan.partials()
+                arguments = [coefficients, brackets, statistics, candidates, sums, *rule, found_inf]
+                for table in plan.tables:
+                    regularized_sgd.regularized_sgd(table, *arguments)
+                partials.add_partials(sums, plan.chunk_scopes, statistics, found_inf)
+        case "native" | "reference":
             flat = operands.flat
             reference.regularized_sgd_(flat(weights), flat(grads), flat(states), *rest)
     for m, state in zip(momenta, states, strict=True):

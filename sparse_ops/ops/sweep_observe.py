@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import launch
+from sparse_ops import launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import sweep_observe as reference
 
@@ -45,7 +45,16 @@ def _sweep_observe_(weights: list[Tensor], masks: list[Tensor], *rest: Any) -> N
     if not weights:
         return
     match launch.backend(weights[0].device):
-        case "native" | "triton" | "reference":
+        case "triton":
+            from sparse_ops.kernels import partials, sweep_observe
+
+            with launch.on(weights[0].device):
+                plan = tables.plan(weights, masks=masks, scopes=rest[0])
+                sums = plan.partials()
+                for table in plan.tables:
+                    sweep_observe.sweep_observe(table, *[*rest[1:], sums])
+                partials.add_partials(sums, plan.chunk_scopes, statistics, None)
+        case "native" | "reference":
             reference.sweep_observe_(operands.flat(weights), *shared)
     torch.autograd.graph.increment_version([*weights, statistics, candidates] if masks else [statistics, candidates])
 

@@ -1,0 +1,54 @@
+"""Add the penalty's gradient to gradients: one launch for many tensors, one program per chunk."""
+
+import triton
+import triton.language as tl
+
+from .sweep import coefficients, penalty_gradient
+from .tiles import COLUMNS, GRAD, GROUP, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer, rounded
+
+
+@triton.jit
+def _add_penalty_grad_kernel(
+    rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
+    coefficients_ptr,
+    grad_scale_ptr,  # one float, or None
+    W: tl.constexpr, G: tl.constexpr, COMPUTE: tl.constexpr, PENALTY: tl.constexpr, ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr, EIGHTS: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0)
+    row = tl.load(chunks_ptr + p * 2)
+    start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
+    N = tl.load(rows_ptr + row * COLUMNS + NUMEL)
+    if ALIGNED:
+        N = tl.multiple_of(N, 8)
+    scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
+    if scope < 0:
+        return
+    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED)
+    g_ptr = pointer(rows_ptr, row, GRAD, G, ALIGNED)
+    group_ptr = pointer(rows_ptr, row, GROUP, tl.uint8, False)
+    strength, kept_strength, scale, pull = coefficients(coefficients_ptr, scope, COMPUTE)
+    tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    for first in range(start, tl.minimum(start + CHUNK, N), EIGHTS * 8):
+        n = first + tile
+        valid = n < N
+        w = tl.load(w_ptr + n, mask=valid, other=0.0).to(COMPUTE)
+        g = tl.load(g_ptr + n, mask=valid, other=0.0).to(COMPUTE)
+        grouped = valid
+        if PENALTY == "growing_l2":
+            grouped = bits(group_ptr, first, N, 0, EIGHTS)
+        added = penalty_gradient(w, grouped, strength, kept_strength, scale, pull, PENALTY)
+        if grad_scale_ptr is not None:
+            added = added * tl.load(grad_scale_ptr).to(COMPUTE)
+        tl.store(g_ptr + n, rounded(g + added, G), mask=valid)
+
+
+def add_penalty_grad(table, coefficients, penalty, grad_scale) -> None:
+    """One launch over a table of weights and gradients of equal dtypes."""
+    if penalty == "none" or not table.scoped:
+        return
+    _add_penalty_grad_kernel[(table.chunks.shape[0],)](
+        table.rows, table.chunks, coefficients, grad_scale, W=element(table.dtypes[0]), G=element(table.dtypes[1]),
+        COMPUTE=compute(table.dtypes[0]), PENALTY=penalty, ALIGNED=table.aligned, CHUNK=table.chunk, EIGHTS=64,
+        num_warps=4,
+    )  # fmt: skip

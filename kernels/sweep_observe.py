@@ -1,0 +1,65 @@
+"""The sweep without an update: masks and statistics of every weight in one pass; one program per chunk."""
+
+import triton
+import triton.language as tl
+
+from .sweep import bracket, coefficients, no_sums, observe, store_sums
+from .tiles import COLUMNS, MASK, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer
+
+
+@triton.jit
+def _sweep_observe_kernel(
+    rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
+    coefficients_ptr, brackets_ptr, statistics_ptr, candidates_ptr, partials_ptr,
+    P_all, first_p, capacity,
+    W: tl.constexpr, COMPUTE: tl.constexpr, MASKED: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
+    EIGHTS: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0)
+    row = tl.load(chunks_ptr + p * 2)
+    start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
+    N = tl.load(rows_ptr + row * COLUMNS + NUMEL)
+    if ALIGNED:
+        N = tl.multiple_of(N, 8)
+    scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
+    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED)
+    mask_ptr = pointer(rows_ptr, row, MASK, tl.uint8, False)
+    _, _, scale, _ = coefficients(coefficients_ptr, scope, COMPUTE)
+    low, high = bracket(brackets_ptr, scope, COMPUTE)
+
+    tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    sums = no_sums(EIGHTS, COMPUTE)
+    end = tl.minimum(start + CHUNK, N)
+    for first in range(start, end, EIGHTS * 8):
+        n = first + tile
+        valid = n < N
+        w = tl.load(w_ptr + n, mask=valid, other=0.0)
+        u = tl.abs(w.to(COMPUTE))
+        if MASKED:
+            keep = bits(mask_ptr, first, N, 255, EIGHTS)
+            tl.store(w_ptr + n, tl.zeros(w.shape, W), mask=valid & (keep == 0))
+            u = tl.where(keep, u, 0.0)
+        sums = observe(
+            sums,
+            u,
+            valid,
+            scale,
+            low,
+            high,
+            candidates_ptr + scope * capacity,
+            statistics_ptr + scope * 7 + 5,
+            capacity,
+        )
+    store_sums(sums, end - start, partials_ptr, P_all, first_p + p)
+
+
+def sweep_observe(table, coefficients, brackets, statistics, candidates, partials) -> None:
+    """One launch over a table of weights of one dtype."""
+    if not (table.scoped or table.masked):
+        return
+    _sweep_observe_kernel[(table.chunks.shape[0],)](
+        table.rows, table.chunks, coefficients, brackets, statistics, candidates, partials,
+        partials.shape[1], table.first, candidates.shape[1],
+        W=element(table.dtypes[0]), COMPUTE=compute(table.dtypes[0]), MASKED=table.masked, ALIGNED=table.aligned,
+        CHUNK=table.chunk, EIGHTS=64, num_warps=4,
+    )  # fmt: skip
