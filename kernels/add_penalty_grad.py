@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .sweep import coefficients, penalty_gradient
-from .tiles import COLUMNS, GRAD, GROUP, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer, rounded
+from .tiles import COLUMNS, GRAD, GROUP, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer, rounded, wide
 
 
 @triton.jit
@@ -32,8 +32,8 @@ def _add_penalty_grad_kernel(
     for first in range(start, tl.minimum(start + CHUNK, N), EIGHTS * 8):
         n = first + tile
         valid = n < N
-        w = tl.load(w_ptr + n, mask=valid, other=0.0).to(COMPUTE)
-        g = tl.load(g_ptr + n, mask=valid, other=0.0).to(COMPUTE)
+        w = wide(tl.load(w_ptr + n, mask=valid, other=0.0), COMPUTE)
+        g = wide(tl.load(g_ptr + n, mask=valid, other=0.0), COMPUTE)
         grouped = valid
         if PENALTY == "growing_l2":
             grouped = bits(group_ptr, first, N, 0, EIGHTS)

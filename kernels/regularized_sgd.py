@@ -4,7 +4,22 @@ import triton
 import triton.language as tl
 
 from .sweep import bracket, coefficients, no_sums, observe, penalty_gradient, store_sums
-from .tiles import COLUMNS, GRAD, GROUP, MASK, NUMEL, SCOPE, STATE, WEIGHT, bits, compute, element, pointer, rounded
+from .tiles import (
+    COLUMNS,
+    GRAD,
+    GROUP,
+    MASK,
+    NUMEL,
+    SCOPE,
+    STATE,
+    WEIGHT,
+    bits,
+    compute,
+    element,
+    pointer,
+    rounded,
+    wide,
+)
 
 
 @triton.jit
@@ -49,8 +64,8 @@ def _regularized_sgd_kernel(
     for first in range(start, end, EIGHTS * 8):
         n = first + tile
         valid = n < N
-        w = tl.load(w_ptr + n, mask=valid, other=0.0).to(COMPUTE)
-        g = tl.load(g_ptr + n, mask=valid, other=0.0).to(COMPUTE)
+        w = wide(tl.load(w_ptr + n, mask=valid, other=0.0), COMPUTE)
+        g = wide(tl.load(g_ptr + n, mask=valid, other=0.0), COMPUTE)
         if grad_scale_ptr is not None:
             g = g / tl.load(grad_scale_ptr).to(COMPUTE)
         if MAXIMIZE:
@@ -64,7 +79,7 @@ def _regularized_sgd_kernel(
         m = g
         if MOMENTUM:
             if not FIRST:
-                m = beta * tl.load(m_ptr + n, mask=valid, other=0.0).to(COMPUTE) + fresh * g
+                m = beta * wide(tl.load(m_ptr + n, mask=valid, other=0.0), COMPUTE) + fresh * g
             g = g + beta * m if NESTEROV else m
         w -= rate * g
         if MASKED:
@@ -76,7 +91,7 @@ def _regularized_sgd_kernel(
         stored = rounded(w, W)
         tl.store(w_ptr + n, stored, mask=valid)
         if STATISTICS:
-            u = tl.where(valid, tl.abs(stored.to(COMPUTE)), 0.0)
+            u = tl.where(valid, tl.abs(wide(stored, COMPUTE)), 0.0)
             sums = observe(sums, u, valid, scale, low, high, row_candidates_ptr, count_ptr, capacity)
     if STATISTICS:
         store_sums(sums, end - start, partials_ptr, P_all, first_p + p)

@@ -57,14 +57,21 @@ def no_sums(EIGHTS: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def observe(sums, u, valid, scale, low, high, candidates_ptr, count_ptr, capacity):
-    """The sums with those of a tile u = |w| (0 where not valid) added; candidates are appended to their buffer."""
+def observe_sums(sums, u, scale):
+    """The sums with those of a tile u = |w| (0 where not valid) added, without the counts."""
     n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above = sums
     n_term, t0_term, t1_term, t2_term = statistics_terms(u, scale)
     n, n_error = add_compensated(n, n_error, n_term)
     t0, t0_error = add_compensated(t0, t0_error, t0_term)
     t1, t1_error = add_compensated(t1, t1_error, t1_term)
     t2, t2_error = add_compensated(t2, t2_error, t2_term)
+    return n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above
+
+
+@triton.jit
+def observe(sums, u, valid, scale, low, high, candidates_ptr, count_ptr, capacity):
+    """The sums with those of a tile u = |w| (0 where not valid) added; candidates are appended to their buffer."""
+    n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above = observe_sums(sums, u, scale)
     above += tl.sum(((u >= high) & valid).to(tl.int32), 1)
     _append(candidates_ptr, count_ptr, capacity, u, (u >= low) & (u < high) & valid)
     return n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .sweep import bracket, coefficients, no_sums, observe, store_sums
-from .tiles import COLUMNS, MASK, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer
+from .tiles import COLUMNS, MASK, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer, wide
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _sweep_observe_kernel(
         n = first + tile
         valid = n < N
         w = tl.load(w_ptr + n, mask=valid, other=0.0)
-        u = tl.abs(w.to(COMPUTE))
+        u = tl.abs(wide(w, COMPUTE))
         if MASKED:
             keep = bits(mask_ptr, first, N, 255, EIGHTS)
             tl.store(w_ptr + n, tl.zeros(w.shape, W), mask=valid & (keep == 0))

@@ -52,6 +52,14 @@ def bits(bits_ptr, first, N, OTHER: tl.constexpr, EIGHTS: tl.constexpr):
 
 
 @triton.jit
+def wide(x, TYPE: tl.constexpr):
+    """x in float32 or float64; bfloat16 by bits, since the interpreter's cast loses denormals."""
+    if x.dtype == tl.bfloat16:
+        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(TYPE)
+
+
+@triton.jit
 def rounded(x, TYPE: tl.constexpr):
     """x in another type, to nearest even; bfloat16 by bits, since the interpreter's cast truncates."""
     if TYPE == tl.bfloat16:
@@ -68,9 +76,9 @@ def rounded(x, TYPE: tl.constexpr):
 def key(x, KEY: tl.constexpr):
     """The bits of |x| as an unsigned integer of KEY's width, in the order of the magnitudes; a NaN is above all."""
     if KEY == tl.float64:
-        result = x.to(KEY).to(tl.uint64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+        result = wide(x, KEY).to(tl.uint64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
     else:
-        result = x.to(KEY).to(tl.uint32, bitcast=True) & 0x7FFFFFFF
+        result = wide(x, KEY).to(tl.uint32, bitcast=True) & 0x7FFFFFFF
     return result
 
 

@@ -37,9 +37,14 @@ class Plan(NamedTuple):
         """Where the programs of a sweep leave their sums: (6, P) float64."""
         return torch.empty(6, self.chunk_scopes.numel(), dtype=torch.float64, device=self.chunk_scopes.device)
 
+    def histograms(self, scopes: int, dtype: torch.dtype) -> Tensor:
+        """Where radix selection counts digits, zero: (scopes, rounds, 2048) int64. dtype: of the comparison."""
+        rounds = 6 if dtype == torch.float64 else 3
+        return torch.zeros(scopes, rounds, 2048, dtype=torch.int64, device=self.chunk_scopes.device)
+
 
 _plans: OrderedDict[tuple, Plan] = OrderedDict()  # by content, so that an entry is never stale
-_constants: OrderedDict[tuple, Tensor] = OrderedDict()
+_integers: OrderedDict[tuple, Tensor] = OrderedDict()
 _CAPACITY = 64
 _captured: list[tuple[object, ...]] = []  # a CUDA graph copies from these pinned tensors at every replay
 
@@ -70,10 +75,10 @@ def _cached(cache: OrderedDict, key: tuple, device: torch.device, make):  # type
     return made
 
 
-def constant(values: Sequence[float] | Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A small 1-D tensor on the device, uploaded once."""
-    key = (tuple(values), dtype, device)
-    return _cached(_constants, key, device, lambda: _upload(torch.tensor(values, dtype=dtype).numpy(), device))
+def integers(values: Sequence[int], device: torch.device) -> Tensor:
+    """A small int64 tensor on the device, uploaded once."""
+    key = (tuple(values), device)
+    return _cached(_integers, key, device, lambda: _upload(np.array(values, dtype=np.int64), device))
 
 
 def plan(
@@ -85,6 +90,7 @@ def plan(
     steps: Sequence[Tensor] = (),
     *,
     scopes: Sequence[int],
+    device: torch.device | None = None,
     chunk: int = 16384,
 ) -> Plan:
     """Tables over dense tensors, walked in storage order; every list but weights may be empty.
@@ -97,7 +103,7 @@ def plan(
     addresses = [[t.data_ptr() if t.numel() else 0 for t in column] or [0] * len(weights) for column in columns]
     dtypes = [[t.dtype for t in column] for column in floats]
     numels = [w.numel() for w in weights]
-    device = weights[0].device
+    device = weights[0].device if device is None else device
     key = (device, chunk, *map(tuple, addresses), *map(tuple, dtypes), *numels, *scopes)
 
     def make() -> Plan:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import launch
+from sparse_ops import launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import sweep_finish as reference
 
@@ -54,9 +54,23 @@ def _fake(*arguments: Any) -> None:
 @torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
 def _sweep_finish_(weights: list[Tensor], *rest: Any) -> None:
     _check(weights, *rest)
-    coefficients, brackets, statistics, _, report = rest[-5:]
+    coefficients, brackets, statistics, candidates, report = rest[-5:]
     match launch.backend(coefficients.device):
-        case "native" | "triton" | "reference":
+        case "triton":
+            from sparse_ops.kernels import sweep_finish as kernel
+
+            scopes, ranks, *rule = rest
+            with launch.on(coefficients.device):
+                plan = tables.plan(weights, scopes=scopes, device=coefficients.device)
+                sizes = [0] * len(ranks)
+                for w, scope in zip(weights, scopes, strict=True):
+                    if scope >= 0:
+                        sizes[scope] += w.numel()
+                constants = [tables.integers(column, coefficients.device) for column in (ranks, sizes)]
+                work = coefficients.new_empty(len(ranks), 8)
+                histograms = plan.histograms(len(ranks), candidates.dtype)
+                kernel.sweep_finish(plan, *[*constants, *rule, work, histograms, plan.partials()])
+        case "native" | "reference":
             reference.sweep_finish_(operands.flat(weights), *rest)
     torch.autograd.graph.increment_version([coefficients, brackets, statistics, report])
 

@@ -1,0 +1,83 @@
+"""N, T0, T1 and T2 of many tensors at a scale that is read on the device; chunks are summed in a fixed order."""
+
+import triton
+import triton.language as tl
+
+from .partials import add_partials
+from .radix import descend, magnitude
+from .sweep import no_sums, observe_sums, store_sums
+from .tiles import COLUMNS, NUMEL, SCOPE, WEIGHT, compute, element, pointer, wide
+
+
+@triton.jit
+def next_scale(threshold, largest):
+    """s = 0.6585 / threshold, where the third derivative of tanh vanishes; 0 where it is not finite."""
+    s = 0.6585 / tl.where(threshold > 0, threshold, 1.0)
+    return tl.where((threshold > 0) & (s <= largest), s, 0.0)
+
+
+@triton.jit
+def known_threshold(
+    work_ptr, histograms_ptr, ranks_ptr, scope, ROUNDS: tl.constexpr, BITS: tl.constexpr, KEY: tl.constexpr
+):
+    """The threshold of a scope in need of exact sums: proven by its candidates (flag 1) or found by radix (flag 2)."""
+    threshold = tl.load(work_ptr + scope * 8 + 3)
+    if tl.load(work_ptr + scope * 8) == 2:
+        prefix, _, _ = descend(histograms_ptr + scope * ROUNDS * 2048, tl.load(ranks_ptr + scope), ROUNDS, BITS)
+        threshold = magnitude(prefix, KEY)
+    return threshold
+
+
+@triton.jit
+def _hypersparse_sums_kernel(
+    rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
+    scale_ptr,  # one float64, or None: from the threshold of each scope that asks for its sums
+    work_ptr, histograms_ptr, ranks_ptr, largest,  # as in sweep_finish, or None
+    partials_ptr,
+    P, P_all, first_p,
+    W: tl.constexpr, COMPUTE: tl.constexpr, KEY: tl.constexpr, ROUNDS: tl.constexpr, BITS: tl.constexpr,
+    ALIGNED: tl.constexpr, CHUNK: tl.constexpr, EIGHTS: tl.constexpr,
+):  # fmt: skip
+    tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    for p in range(tl.program_id(0), P, tl.num_programs(0)):
+        row = tl.load(chunks_ptr + p * 2)
+        scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
+        wanted = scope >= 0
+        if work_ptr is not None:
+            wanted = tl.load(work_ptr + scope * 8, mask=wanted, other=0.0) > 0
+        if wanted:
+            if work_ptr is not None:
+                threshold = known_threshold(work_ptr, histograms_ptr, ranks_ptr, scope, ROUNDS, BITS, KEY)
+                scale = next_scale(threshold, largest).to(COMPUTE)
+            else:
+                scale = tl.load(scale_ptr).to(COMPUTE)
+            start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
+            N = tl.load(rows_ptr + row * COLUMNS + NUMEL)
+            if ALIGNED:
+                N = tl.multiple_of(N, 8)
+            w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED)
+            sums = no_sums(EIGHTS, COMPUTE)
+            end = tl.minimum(start + CHUNK, N)
+            for first in range(start, end, EIGHTS * 8):
+                n = first + tile
+                u = tl.abs(wide(tl.load(w_ptr + n, mask=n < N, other=0.0), COMPUTE))
+                sums = observe_sums(sums, u, scale)
+            store_sums(sums, end - start, partials_ptr, P_all, first_p + p)
+
+
+def exact_sums(table, scale, work, histograms, ranks, largest, partials, key_type, programs) -> None:
+    """One launch over a table: into partials, the sums at `scale`, or of the scopes of which work asks for them."""
+    P = table.chunks.shape[0]
+    _hypersparse_sums_kernel[(min(P, programs),)](
+        table.rows, table.chunks, scale, work, histograms, ranks, largest, partials, P, partials.shape[1], table.first,
+        W=element(table.dtypes[0]), COMPUTE=compute(table.dtypes[0]), KEY=key_type,
+        ROUNDS=6 if key_type == tl.float64 else 3, BITS=63 if key_type == tl.float64 else 31,
+        ALIGNED=table.aligned, CHUNK=table.chunk, EIGHTS=128, num_warps=8,
+    )  # fmt: skip
+
+
+def hypersparse_sums(tables, chunk_scopes, scale, partials, statistics) -> None:
+    """Add the sums of all tensors, which have scope 0, to the zeros of statistics (1, 7)."""
+    for table in tables:
+        exact_sums(table, scale, None, None, None, 0.0, partials, None, table.chunks.shape[0])
+    add_partials(partials, chunk_scopes, statistics, None)
