@@ -3,6 +3,8 @@
 #include "cpu/apply_masks.h"
 #include "cpu/csr_sddmm.h"
 #include "cpu/csr_spmm.h"
+#include "cpu/kth_magnitude.h"
+#include "cpu/magnitude_mask.h"
 
 STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("isa() -> str");
@@ -12,6 +14,8 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
         "-> ()");
   m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
         "Tensor(a!) y) -> ()");
+  m.def("kth_magnitude(Tensor[] tensors, int k, Tensor(a!) out) -> ()");
+  m.def("magnitude_mask(Tensor[] tensors, ScalarType promoted, int zeros, bool prune_ties, Tensor(a!)[] masks) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
@@ -23,4 +27,6 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("apply_masks_", TORCH_BOX(&sparse_ops::apply_masks_));
   m.impl("csr_sddmm", TORCH_BOX(&sparse_ops::csr_sddmm));
   m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
+  m.impl("kth_magnitude", TORCH_BOX(&sparse_ops::kth_magnitude));
+  m.impl("magnitude_mask", TORCH_BOX(&sparse_ops::magnitude_mask));
 }

@@ -1,11 +1,24 @@
 """Checks shared by ops: each raises an error that names the op, the argument and the value."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def tensor_list(op: str, name: str, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """A non-empty list from any iterable of tensors; a lone tensor, whose rows iteration would yield, is refused."""
+    if isinstance(tensors, Tensor):
+        raise TypeError(f"{op}: {name} is one tensor of shape {tuple(tensors.shape)}, expected a list of tensors")
+    tensors = list(tensors)
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name}[{i}] is {t!r}, expected a tensor")
+    if not tensors:
+        raise ValueError(f"{op}: {name} is an empty list")
+    return tensors
 
 
 def floating(op: str, name: str, tensors: Sequence[Tensor]) -> None:
@@ -32,6 +45,11 @@ def is_dense(t: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def dense(t: Tensor) -> Tensor:
+    """t, or a contiguous copy where t has gaps or overlaps."""
+    return t if is_dense(t) else t.contiguous()
 
 
 def storage_view(t: Tensor) -> Tensor:
