@@ -5,6 +5,7 @@
 #include "cpu/csr_spmm.h"
 #include "cpu/kth_magnitude.h"
 #include "cpu/magnitude_mask.h"
+#include "cpu/sweep.h"
 
 STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("isa() -> str");
@@ -16,6 +17,23 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
         "Tensor(a!) y) -> ()");
   m.def("kth_magnitude(Tensor[] tensors, int k, Tensor(a!) out) -> ()");
   m.def("magnitude_mask(Tensor[] tensors, ScalarType promoted, int zeros, bool prune_ties, Tensor(a!)[] masks) -> int");
+  m.def(
+      "regularized_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, Tensor[] masks, Tensor[] groups, "
+      "int[] scopes, Tensor coefficients, Tensor brackets, Tensor(y!) statistics, Tensor(z!) candidates, str penalty, "
+      "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, "
+      "Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def(
+      "regularized_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] max_exp_avg_sqs, Tensor[] steps, Tensor[] masks, Tensor[] groups, int[] scopes, "
+      "Tensor coefficients, Tensor brackets, Tensor(y!) statistics, Tensor(z!) candidates, str penalty, float lr, "
+      "float beta1, float beta2, float eps, float weight_decay, bool maximize, Tensor? grad_scale, "
+      "Tensor? found_inf) -> ()");
+  m.def(
+      "sweep_observe_(Tensor(a!)[] weights, Tensor[] masks, int[] scopes, Tensor coefficients, Tensor brackets, "
+      "Tensor(y!) statistics, Tensor(z!) candidates) -> ()");
+  m.def(
+      "add_penalty_grad_(Tensor(a!)[] grads, Tensor[] weights, Tensor[] groups, int[] scopes, Tensor coefficients, "
+      "str penalty, Tensor? grad_scale) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
@@ -29,4 +47,8 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
   m.impl("kth_magnitude", TORCH_BOX(&sparse_ops::kth_magnitude));
   m.impl("magnitude_mask", TORCH_BOX(&sparse_ops::magnitude_mask));
+  m.impl("regularized_sgd_", TORCH_BOX(&sparse_ops::regularized_sgd_));
+  m.impl("regularized_adamw_", TORCH_BOX(&sparse_ops::regularized_adamw_));
+  m.impl("sweep_observe_", TORCH_BOX(&sparse_ops::sweep_observe_));
+  m.impl("add_penalty_grad_", TORCH_BOX(&sparse_ops::add_penalty_grad_));
 }

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, launch, tables
+from sparse_ops import checks, extension, launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import add_penalty_grad as reference
 
@@ -60,7 +60,9 @@ def _add_penalty_grad_(grads: list[Tensor], weights: list[Tensor], *rest: Any) -
             with launch.on(weights[0].device):
                 for table in tables.plan(weights, walked, groups=groups, scopes=scopes).tables:
                     add_penalty_grad.add_penalty_grad(table, *rule)
-        case "native" | "reference":
+        case "native":
+            extension.native().add_penalty_grad_(walked, weights, *rest)
+        case "reference":
             reference.add_penalty_grad_(operands.flat(walked), operands.flat(weights), *rest)
     for grad, new in zip(grads, walked, strict=True):
         if new is not grad:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, launch
+from sparse_ops import checks, extension, launch
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import regularized_adamw as reference
 
@@ -63,7 +63,9 @@ def _regularized_adamw_(
     old = [grads, m, v, largest]
     new = [[checks.like_storage(t, w) for t, w in zip(ts, weights, strict=True)] if ts else [] for ts in old]
     match launch.backend(weights[0].device):
-        case "native" | "triton" | "reference":
+        case "native":
+            extension.native().regularized_adamw_(weights, *new, *rest)
+        case "triton" | "reference":
             g, a, b, c = map(operands.flat, new)
             reference.regularized_adamw_(operands.flat(weights), g, a, b, c, *rest)
     for before, after in zip(m + v + largest, new[1] + new[2] + new[3], strict=True):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, launch, tables
+from sparse_ops import checks, extension, launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import regularized_sgd as reference
 
@@ -65,7 +65,9 @@ def _regularized_sgd_(weights: list[Tensor], grads: list[Tensor], momenta: list[
                 for table in plan.tables:
                     regularized_sgd.regularized_sgd(table, *arguments)
                 partials.add_partials(sums, plan.chunk_scopes, statistics, found_inf)
-        case "native" | "reference":
+        case "native":
+            extension.native().regularized_sgd_(weights, grads, states, *rest)
+        case "reference":
             flat = operands.flat
             reference.regularized_sgd_(flat(weights), flat(grads), flat(states), *rest)
     for m, state in zip(momenta, states, strict=True):

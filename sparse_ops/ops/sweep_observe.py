@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import launch, tables
+from sparse_ops import extension, launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import sweep_observe as reference
 
@@ -54,7 +54,9 @@ def _sweep_observe_(weights: list[Tensor], masks: list[Tensor], *rest: Any) -> N
                 for table in plan.tables:
                     sweep_observe.sweep_observe(table, *[*rest[1:], sums])
                 partials.add_partials(sums, plan.chunk_scopes, statistics, None)
-        case "native" | "reference":
+        case "native":
+            extension.native().sweep_observe_(weights, *shared)
+        case "reference":
             reference.sweep_observe_(operands.flat(weights), *shared)
     torch.autograd.graph.increment_version([*weights, statistics, candidates] if masks else [statistics, candidates])
 

@@ -22,13 +22,11 @@ def check_dense(op: str, name: str, tensors: Sequence[Tensor]) -> None:
 
 
 def check_like(op: str, name: str, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """One strided floating point tensor per weight, of its shape, on its device."""
+    """One floating point tensor per weight, of its shape, on its device."""
     checks.floating(op, name, tensors)
     if len(tensors) != len(weights):
         raise ValueError(f"{op}: {len(weights)} weights but {len(tensors)} {name}")
     for i, (t, w) in enumerate(zip(tensors, weights, strict=True)):
-        if t.layout != torch.strided:
-            raise ValueError(f"{op}: {name}[{i}] has layout {t.layout}, expected torch.strided")
         if t.shape != w.shape:
             raise ValueError(f"{op}: {name}[{i}] has shape {tuple(t.shape)}, weights[{i}] has {tuple(w.shape)}")
         if t.device != w.device:

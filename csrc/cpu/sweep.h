@@ -1,0 +1,49 @@
+// The sweep over lists of weights, and its cousins for optimisers that have no sweep inside.
+#pragma once
+
+#include <optional>
+
+#include "../common.h"
+#include "sweep_types.h"
+
+namespace sparse_ops {
+
+using OptionalTensor = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+
+void regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
+                      Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
+                      double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
+                      bool first_step, OptionalTensor grad_scale, OptionalTensor found_inf);
+
+void regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
+                        Tensors steps, Tensors masks, Tensors groups, Ints scopes, Tensor coefficients, Tensor brackets,
+                        Tensor statistics, Tensor candidates, std::string penalty, double lr, double beta1,
+                        double beta2, double eps, double weight_decay, bool maximize, OptionalTensor grad_scale,
+                        OptionalTensor found_inf);
+
+void sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
+                    Tensor statistics, Tensor candidates);
+
+void add_penalty_grad_(Tensors grads, Tensors weights, Tensors groups, Ints scopes, Tensor coefficients,
+                       std::string penalty, OptionalTensor grad_scale);
+
+// Of |w| over all the weights: n, and t0 to t2 at the scale s. Reads only.
+SweepSums magnitude_sums(const Tensors& weights, double s);
+
+// What the drivers share.
+Operand operand(const Tensor& t);
+double number(const OptionalTensor& t, double otherwise);
+Penalty parse_penalty(const std::string& name);
+// The scopes' factors under this penalty; all but on, off and s are left 0.
+std::vector<SweepScope> scope_factors(const Tensor& coefficients, const std::string& penalty);
+
+struct SweepPiece {
+  int64_t tensor, first, n;
+};
+// The weights cut into chunks, tensor by tensor.
+std::vector<SweepPiece> sweep_pieces(const Tensors& weights);
+const uint8_t* packed_at(const Tensors& packed, int64_t tensor, int64_t first);
+Operand operand_at(Operand base, int64_t first);
+
+}  // namespace sparse_ops

@@ -1,0 +1,181 @@
+// The sweep over one chunk of one weight: penalty, the optimiser's rule, mask, and the sums over the new weights.
+//
+// float32 weights (and halves, through blocks converted to float32) and float64 weights run the same template. Halves
+// are rounded to nearest even before the sums, which are over the weights as they are stored.
+
+#include "sweep_penalty.h"
+
+template <class V>
+struct Sums {  // without initialisers: an implicit constructor is compiled for the plainest instruction set
+  typename V::D n, t0, t1, t2;
+  int64_t above, count;
+};
+
+// Adds the new weights in the lanes `valid`; the other lanes of w are 0.
+template <class V>
+static inline void observe(Sums<V>& sums, typename V::R w, typename V::M valid, bool curved, typename V::R s,
+                           typename V::R low, typename V::R high, typename V::T* candidates) {
+  using R = typename V::R;
+  const R u = V::abs(w);
+  V::accumulate(sums.n, u);
+  if (curved) {
+    R t, c;
+    tanh_of(V::mul(s, u), t, c);
+    const R uc = V::mul(u, c);
+    V::accumulate(sums.t0, t);
+    V::accumulate(sums.t1, uc);
+    V::accumulate(sums.t2, V::mul(uc, V::mul(u, t)));
+  }
+  sums.above += V::count(V::both(valid, V::at_least(u, high)));
+  const auto inside = V::both(valid, V::both(V::at_least(u, low), V::below(u, high)));
+  sums.count += V::compress(candidates + sums.count, inside, u);
+}
+
+// The rules: S states, and the new weight from the weight, the gradient and the states, which are updated.
+template <class V>
+struct Observe {
+  static constexpr int S = 0;
+  static constexpr bool kUpdates = false, kDecoupled = true;
+  explicit Observe(const SweepRule&) {}
+  typename V::R operator()(typename V::R w, typename V::R, typename V::R*) const { return w; }
+};
+
+template <class V, int kStates>
+struct Sgd {
+  using R = typename V::R;
+  static constexpr int S = kStates;
+  static constexpr bool kUpdates = true, kDecoupled = false;
+  R lr, momentum, fresh;
+  bool nesterov, first_step;
+  explicit Sgd(const SweepRule& rule)
+      : lr(V::set(rule.lr)), momentum(V::set(rule.momentum)), fresh(V::set(1 - rule.dampening)),
+        nesterov(rule.nesterov), first_step(rule.first_step) {}
+  R operator()(R w, R g, R* states) const {
+    if (S > 0) {
+      states[0] = first_step ? g : V::fma(momentum, states[0], V::mul(fresh, g));
+      g = nesterov ? V::fma(momentum, states[0], g) : states[0];
+    }
+    return V::fnma(lr, g, w);
+  }
+};
+
+template <class V, int kStates>
+struct AdamW {
+  using R = typename V::R;
+  static constexpr int S = kStates;  // 3: amsgrad
+  static constexpr bool kUpdates = true, kDecoupled = true;
+  R beta1, fresh1, beta2, fresh2, shrink, step_size, correction, eps;
+  explicit AdamW(const SweepRule& rule)
+      : beta1(V::set(rule.beta1)), fresh1(V::set(1 - rule.beta1)), beta2(V::set(rule.beta2)),
+        fresh2(V::set(1 - rule.beta2)), shrink(V::set(rule.lr * rule.weight_decay)), step_size(V::set(rule.step_size)),
+        correction(V::set(rule.correction)), eps(V::set(rule.eps)) {}
+  R operator()(R w, R g, R* states) const {
+    states[0] = V::fma(beta1, states[0], V::mul(fresh1, g));
+    states[1] = V::fma(beta2, states[1], V::mul(V::mul(fresh2, g), g));
+    if (S == 3) states[2] = V::max(states[2], states[1]);
+    const R denominator = V::fma(V::sqrt(states[S - 1]), correction, eps);
+    return V::fnma(step_size, V::div(states[0], denominator), V::fnma(shrink, w, w));
+  }
+};
+
+struct Whole {
+  static constexpr bool value = true;
+};
+struct Part {
+  static constexpr bool value = false;
+};
+
+template <class V, class Rule, Penalty P>
+static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const SweepScope* scope, SweepSums& out,
+                     typename V::T* candidates) {
+  using T = typename V::T;
+  using R = typename V::R;
+  constexpr int S = Rule::S, kStates = S > 0 ? S : 1;
+  const Rule rule(settings);
+  const SweepScope line = scope == nullptr ? SweepScope{} : *scope;
+  const bool curved = line.s != 0, scaled = settings.scaled, maximize = settings.maximize;
+  const bool decay = settings.weight_decay != 0 && !Rule::kDecoupled, writes = Rule::kUpdates || chunk.mask != nullptr;
+  const R s = V::set(line.s), low = V::set(line.low), high = V::set(line.high), zero = V::set(0);
+  const R on = V::set(line.on), off = V::set(line.off);
+  const R grad_scale = V::set(settings.grad_scale), weight_decay = V::set(settings.weight_decay);
+  Sums<V> sums;
+  sums.n = sums.t0 = sums.t1 = sums.t2 = V::zero();
+  sums.above = sums.count = 0;
+  T w_buffer[kBlock], g_buffer[kBlock], state_buffers[kStates][kBlock];
+
+  for (int64_t start = 0; start < chunk.n; start += kBlock) {
+    const int64_t n = chunk.n - start < kBlock ? chunk.n - start : kBlock;
+    T* w_ptr = opened<T>(chunk.w, start, n, w_buffer);
+    const T* g_ptr = Rule::kUpdates ? opened<T>(chunk.g, start, n, g_buffer) : nullptr;
+    T* state_ptrs[kStates];
+    for (int k = 0; k < S; ++k) state_ptrs[k] = opened<T>(chunk.states[k], start, n, state_buffers[k]);
+
+    const auto step = [&](int64_t i, int lanes, auto extent) {
+      constexpr bool kWhole = decltype(extent)::value;
+      const auto read = [&](const T* p) { return kWhole ? V::load(p + i) : V::load(p + i, lanes); };
+      const auto write = [&](T* p, R x) { kWhole ? V::store(p + i, x) : V::store(p + i, x, lanes); };
+      R w = read(w_ptr), states[kStates];
+      if (Rule::kUpdates) {
+        R g = read(g_ptr);
+        for (int k = 0; k < S; ++k) states[k] = read(state_ptrs[k]);
+        if (scaled) g = V::div(g, grad_scale);
+        if (maximize) g = V::sub(zero, g);
+        if (decay) g = V::fma(weight_decay, w, g);
+        const auto group = P != Penalty::linear || chunk.group == nullptr ? V::nonzero(zero)
+                                                                          : V::bits(chunk.group, start + i, lanes);
+        w = rounded(rule(w, penalised<V, P>(g, w, on, off, s, group), states), chunk.w.kind);
+      }
+      if (chunk.mask != nullptr) {
+        const auto keep = V::bits(chunk.mask, start + i, lanes);
+        w = V::select(keep, w, zero);
+        for (int k = 0; k < S; ++k) states[k] = V::select(keep, states[k], zero);
+      }
+      if (writes) write(w_ptr, w);
+      for (int k = 0; k < S; ++k) write(state_ptrs[k], states[k]);
+      if (scope != nullptr) {
+        const auto valid = V::first(lanes);
+        observe<V>(sums, kWhole ? w : V::select(valid, w, zero), valid, curved, s, low, high, candidates);
+      }
+    };
+    int64_t i = 0;
+    for (; i + V::W <= n; i += V::W) step(i, V::W, Whole{});
+    if (i < n) step(i, static_cast<int>(n - i), Part{});
+
+    if (writes) closed<T>(chunk.w, start, n, w_ptr);
+    for (int k = 0; k < S; ++k) closed<T>(chunk.states[k], start, n, state_ptrs[k]);
+  }
+  out = {V::total(sums.n), V::total(sums.t0), V::total(sums.t1), V::total(sums.t2), sums.above, sums.count};
+}
+
+template <class V, class Rule>
+static void sweep_with(const SweepChunk& chunk, const SweepRule& rule, const SweepScope* scope, SweepSums& out,
+                       void* candidates) {
+  auto* buffer = static_cast<typename V::T*>(candidates);
+  const bool idle = scope == nullptr || (rule.penalty != Penalty::linear && scope->on == 0);
+  switch (idle ? Penalty::none : rule.penalty) {
+    case Penalty::none: return sweep_as<V, Rule, Penalty::none>(chunk, rule, scope, out, buffer);
+    case Penalty::sign: return sweep_as<V, Rule, Penalty::sign>(chunk, rule, scope, out, buffer);
+    case Penalty::linear: return sweep_as<V, Rule, Penalty::linear>(chunk, rule, scope, out, buffer);
+    case Penalty::hypersparse: return sweep_as<V, Rule, Penalty::hypersparse>(chunk, rule, scope, out, buffer);
+  }
+}
+
+template <class V>
+static void sweep_in(const SweepChunk& chunk, const SweepRule& rule, const SweepScope* scope, SweepSums& out,
+                     void* candidates) {
+  switch (rule.kind) {
+    case RuleKind::observe:
+      return sweep_as<V, Observe<V>, Penalty::none>(chunk, rule, scope, out, static_cast<typename V::T*>(candidates));
+    case RuleKind::sgd: return sweep_with<V, Sgd<V, 0>>(chunk, rule, scope, out, candidates);
+    case RuleKind::momentum: return sweep_with<V, Sgd<V, 1>>(chunk, rule, scope, out, candidates);
+    case RuleKind::adamw: return sweep_with<V, AdamW<V, 2>>(chunk, rule, scope, out, candidates);
+    case RuleKind::amsgrad: return sweep_with<V, AdamW<V, 3>>(chunk, rule, scope, out, candidates);
+  }
+}
+
+// scope: null without penalty and statistics. candidates: room for the chunk and one register more.
+static void sweep_chunk(const SweepChunk& chunk, const SweepRule& rule, const SweepScope* scope, SweepSums& out,
+                        void* candidates) {
+  if (chunk.w.kind == Kind::f64) return sweep_in<F64>(chunk, rule, scope, out, candidates);
+  return sweep_in<F32>(chunk, rule, scope, out, candidates);
+}

@@ -1,0 +1,65 @@
+// Operands of any kind as blocks of float or double, and the penalty's gradient; include it inside a body.
+
+#include "tanh.h"
+#include "sweep_vec.h"
+
+static constexpr int kBlock = 1024;  // elements converted at a time: five operands of 4 KB stay in the first cache
+
+template <typename T>
+static T widened(const void* data, Kind kind, int64_t i) {
+  switch (kind) {
+    case Kind::f32: return static_cast<T>(static_cast<const float*>(data)[i]);
+    case Kind::f64: return static_cast<T>(static_cast<const double*>(data)[i]);
+    case Kind::f16: return static_cast<T>(widen_f16(static_cast<const uint16_t*>(data)[i]));
+    default: return static_cast<T>(widen_bf16(static_cast<const uint16_t*>(data)[i]));
+  }
+}
+
+template <typename T>
+static constexpr Kind kind_of() {
+  return sizeof(T) == 4 ? Kind::f32 : Kind::f64;
+}
+
+// The operand as T from element i on: in place where it is T already, else converted into the buffer.
+template <typename T>
+static T* opened(const Operand& operand, int64_t i, int64_t n, T* buffer) {
+  if (operand.kind == kind_of<T>()) return static_cast<T*>(operand.data) + i;
+  for (int64_t j = 0; j < n; ++j) buffer[j] = widened<T>(operand.data, operand.kind, i + j);
+  return buffer;
+}
+
+// Rounds the buffer back into the operand, once and to nearest even.
+template <typename T>
+static void closed(const Operand& operand, int64_t i, int64_t n, const T* buffer) {
+  if (operand.kind == kind_of<T>()) return;
+  for (int64_t j = 0; j < n; ++j) switch (operand.kind) {
+      case Kind::f32: static_cast<float*>(operand.data)[i + j] = static_cast<float>(buffer[j]); break;
+      case Kind::f64: static_cast<double*>(operand.data)[i + j] = static_cast<double>(buffer[j]); break;
+      case Kind::f16: static_cast<uint16_t*>(operand.data)[i + j] = narrow_f16(static_cast<float>(buffer[j])); break;
+      default: static_cast<uint16_t*>(operand.data)[i + j] = narrow_bf16(static_cast<float>(buffer[j])); break;
+    }
+}
+
+static inline void tanh_of(F32::R x, F32::R& t, F32::R& c) { tanh_sech2(x, t, c); }
+static inline void tanh_of(F64::R x, F64::R& t, F64::R& c) {
+  double xs[F64::W], ts[F64::W], cs[F64::W];
+  F64::store(xs, x);
+  for (int i = 0; i < F64::W; ++i) tanh_sech2(xs[i], ts[i], cs[i]);
+  t = F64::load(ts);
+  c = F64::load(cs);
+}
+
+// g + penalty'(w). `on` is the penalty's full factor at bit 1, `off` at bit 0.
+template <class V, Penalty P>
+static inline typename V::R penalised(typename V::R g, typename V::R w, typename V::R on, typename V::R off,
+                                      typename V::R s, typename V::M group) {
+  using R = typename V::R;
+  if (P == Penalty::sign) return V::select(V::nonzero(w), V::add(g, V::with_sign_of(on, w)), g);
+  if (P == Penalty::linear) return V::fma(V::select(group, on, off), w, g);
+  if (P == Penalty::hypersparse) {
+    R t, c;
+    tanh_of(V::mul(s, V::abs(w)), t, c);
+    return V::select(V::nonzero(w), V::add(g, V::with_sign_of(V::mul(on, c), w)), g);
+  }
+  return g;
+}
