@@ -1,5 +1,6 @@
 """Layers that store only live weights, and the ways from dense models to sparse ones and back."""
 
 from sparse_ops.nn.linear import SparseLinear
+from sparse_ops.nn.swap import densify, sparsify
 
-__all__ = ["SparseLinear"]
+__all__ = ["SparseLinear", "densify", "sparsify"]

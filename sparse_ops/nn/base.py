@@ -36,6 +36,15 @@ class SparseModule(nn.Module):
     t_columns: Tensor
     t_permutation: Tensor
 
+    @classmethod
+    def from_dense(cls, layer: Any) -> "SparseModule":
+        """The sparse form of a dense layer."""
+        raise NotImplementedError
+
+    def to_dense(self) -> nn.Module:
+        """The dense form, with the same weights."""
+        raise NotImplementedError
+
     def set_weight(self, pattern: Pattern, values: Tensor | nn.Parameter) -> None:
         """Hold `values` (nnz,) at the positions of `pattern` from now on; the parameter stays the same object."""
         rows, columns = pattern.shape
@@ -71,8 +80,12 @@ class SparseModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight, computed from `values` at each access; read-only, differentiable."""
+        return self.scatter(self.values)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The dense tensor, of the weight's shape, with `values` (nnz,) at the pattern's positions; differentiable."""
         shape = matrix_shape(self.weight_shape)
-        return formats.scatter(shape, self.row_offsets, self.columns, self.values).view(self.weight_shape)
+        return formats.scatter(shape, self.row_offsets, self.columns, values).view(self.weight_shape)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":

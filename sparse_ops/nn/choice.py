@@ -1,0 +1,172 @@
+"""Which of a model's layers run sparse: by measurement, threshold, or all; and the table that says why."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROUNDS = 9
+SAMPLE_SECONDS = 2e-3  # a short layer is repeated until a sample lasts this long
+# Below this share of zeros the values and their 32-bit columns take more memory than the dense weight.
+LEAST_SPARSITY = 0.5
+# The sparsity from which a layer is expected to be faster sparse; used where there is no example to measure with.
+EXPECTED_SPARSITY = {nn.Linear: 0.8, nn.Conv2d: 0.9}
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """One layer: times in milliseconds of one pass over all its inputs, None where nothing was measured."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    sparsity: float
+    dense_ms: float | None
+    sparse_ms: float | None
+    sparse: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class SparsifyTable:
+    """The layers that `sparsify` looked at, in the model's order; print it."""
+
+    layers: tuple[LayerChoice, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {"layers": [asdict(layer) for layer in self.layers]}
+
+    def __str__(self) -> str:
+        head = ("layer", "shape", "sparsity", "dense ms", "sparse ms", "decision")
+        rows = [
+            (
+                layer.name or "(model)",
+                f"{layer.kind} {' x '.join(map(str, layer.shape))}",
+                f"{layer.sparsity:.2%}",
+                "" if layer.dense_ms is None else f"{layer.dense_ms:.4f}",
+                "" if layer.sparse_ms is None else f"{layer.sparse_ms:.4f}",
+                f"{'sparse' if layer.sparse else 'dense'}: {layer.reason}",
+            )
+            for layer in self.layers
+        ]
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        right = (2, 3, 4)
+        return "\n".join(
+            "  ".join(
+                text.rjust(width) if i in right else text.ljust(width)
+                for i, (text, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in [head, *rows]
+        )
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What one call brings to a layer; equal calls are measured once."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    channels_last: bool
+    autocast: torch.dtype | None
+
+    @classmethod
+    def of(cls, x: Tensor) -> "LayerInput":
+        """The description of a tensor and of the autocast state."""
+        kind = x.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return cls(tuple(x.shape), x.dtype, x.device, last, autocast)
+
+    def random(self, channels_last: bool) -> Tensor:
+        """Normal numbers in this shape."""
+        x = torch.randn(self.shape, device=self.device).to(self.dtype)
+        return x.to(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def record_inputs(model: nn.Module, layers: Sequence[nn.Module], examples: Sequence[Any]) -> list[set[LayerInput]]:
+    """For each layer the inputs that the examples bring to it, in evaluation mode and without gradients."""
+    found: list[set[LayerInput]] = [set() for _ in layers]
+
+    def hook(seen: set[LayerInput]) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.add(LayerInput.of(args[0] if args else kwargs["input"]))
+
+        return note
+
+    pairs = zip(layers, found, strict=True)
+    handles = [layer.register_forward_pre_hook(hook(seen), with_kwargs=True) for layer, seen in pairs]
+    try:
+        with _evaluating(model), torch.no_grad():
+            for example in examples:
+                if isinstance(example, dict):
+                    model(**example)
+                else:
+                    model(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _median_ms(contenders: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """Median time of each, all timed in turn in every round, so that a busy moment hits them alike."""
+
+    def seconds(run: Callable[[], Any], repeats: int) -> float:
+        _sync(device)
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        _sync(device)
+        return (time.perf_counter() - begin) / repeats
+
+    repeats = []
+    for run in contenders:
+        run()
+        repeats.append(max(1, round(SAMPLE_SECONDS / max(seconds(run, 1), 1e-7))))
+    samples = [[seconds(run, n) for run, n in zip(contenders, repeats, strict=True)] for _ in range(ROUNDS)]
+    return [1e3 * statistics.median(times) for times in zip(*samples, strict=True)]
+
+
+def measure(dense: nn.Module, sparse: nn.Module, inputs: set[LayerInput]) -> tuple[float, float]:
+    """(dense, sparse) milliseconds in inference over all inputs; a dense convolution in the better memory format."""
+    autocast = next(iter(inputs)).autocast
+    device = next(iter(inputs)).device
+    given = [i.random(i.channels_last) for i in inputs]
+
+    def all_of(layer: nn.Module, xs: list[Tensor]) -> Callable[[], Any]:
+        return lambda: [layer(x) for x in xs]
+
+    contenders = [all_of(sparse, given), all_of(dense, given)]
+    if isinstance(dense, nn.Conv2d):
+        for last in (False, True):
+            form = torch.channels_last if last else torch.contiguous_format
+            layer = type(dense).__new__(type(dense))
+            layer.__dict__ = dense.__dict__ | {"_parameters": dict(dense._parameters)}
+            layer._parameters["weight"] = nn.Parameter(dense.weight.detach().to(memory_format=form), False)
+            contenders.append(all_of(layer, [i.random(last) for i in inputs]))
+    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        sparse_ms, *dense_ms = _median_ms(contenders, device)
+    return min(dense_ms), sparse_ms

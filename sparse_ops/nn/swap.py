@@ -1,0 +1,236 @@
+"""sparsify and densify: replace the layers of a model by sparse ones where those are faster, and the way back."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+
+from sparse_ops.nn import choice
+from sparse_ops.nn.base import SparseModule, dense_weight
+from sparse_ops.nn.choice import LayerChoice, LayerInput, SparsifyTable
+from sparse_ops.nn.linear import SparseLinear
+
+# Dense layers of exactly these types have a sparse form.
+SPARSE_TYPES: dict[type[nn.Module], type[SparseModule]] = {nn.Linear: SparseLinear}
+
+# What a parameter becomes, and how a tensor of its shape does.
+Conversions = dict[nn.Parameter, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]
+
+
+def sparsify(
+    model: nn.Module,
+    example: Any = None,
+    *,
+    policy: str = "measured",
+    inplace: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+    verbose: bool = True,
+) -> nn.Module:
+    """The model with its layers sparse where they are measured faster so, on this machine, with torch's threads of now.
+
+    model: any model whose nn.Linear and nn.Conv2d weights hold zeros (subclasses stay dense), also where
+    torch.nn.utils.prune masks them. example: what the model is called with: a tensor, a tuple of arguments, a dict of
+    keyword arguments, or a list of such examples; it decides the shapes to measure, in evaluation mode.
+    policy: "measured" (without an example: by the sparsity from which a gain is expected), "threshold:0.9" (every layer
+    with at least that share of zeros), or "all" (every layer with zeros).
+    inplace: change `model` itself, not a copy. optimizer: its parameter groups and state go over to the new parameters,
+    momentum and the like taken where the weight has values. verbose: print the table that the choice was made from; it
+    is kept as `sparsify_table` on the model that is returned.
+
+    A converted layer keeps no dense copy of its weight. `densify` is the inverse. Raises ValueError for a policy that
+    is none of these.
+    """
+    threshold = _threshold(policy)
+    result, moved = (model, {}) if inplace else _copied(model)
+    owners = _owners(result)
+    kinds = tuple(SPARSE_TYPES)
+    layers: list[tuple[str, nn.Module]] = [(name, m) for name, m in result.named_modules() if isinstance(m, kinds)]
+    inputs: list[set[LayerInput]] | None = None
+    if policy == "measured" and example is not None:
+        examples = example if isinstance(example, list) else [example]
+        inputs = choice.record_inputs(result, [m for _, m in layers], examples)
+    rows: list[LayerChoice] = []
+    swaps: dict[nn.Module, SparseModule] = {}
+    for i, (name, layer) in enumerate(layers):
+        row, sparse = _choose(name, layer, owners, threshold, None if inputs is None else inputs[i])
+        rows.append(row)
+        if sparse is not None:
+            swaps[layer] = sparse
+    result = _replace(result, swaps)
+    table = SparsifyTable(tuple(rows))
+    result.sparsify_table = table  # type: ignore[assignment]
+    if verbose:
+        print(table)
+    if optimizer is not None:
+        converted: Conversions = {_parameter(d): (s.values, s.pattern.gather) for d, s in swaps.items()}
+        _rekey(optimizer, moved, converted)
+    return result
+
+
+def densify(model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+    """The model with every sparse layer dense again, with the same weights bit for bit; the inverse of `sparsify`.
+
+    inplace: change `model` itself, not a copy. optimizer: its parameter groups and state go over to the dense weights.
+    """
+    result, moved = (model, {}) if inplace else _copied(model)
+    swaps: dict[nn.Module, nn.Module] = {}
+    converted: Conversions = {}
+    for _, sparse in sparse_layers(result):
+        dense = _sharing_bias(sparse.to_dense(), sparse)
+        swaps[sparse] = dense
+        converted[sparse.values] = dense.weight, sparse.scatter
+    result = _replace(result, swaps)
+    result.__dict__.pop("sparsify_table", None)
+    if optimizer is not None:
+        _rekey(optimizer, moved, converted)
+    return result
+
+
+def _threshold(policy: str) -> float | None:
+    """The sparsity that a policy asks for; None for the measured one."""
+    if policy == "measured":
+        return None
+    if policy == "all":
+        return 0.0
+    name, _, number = policy.partition(":")
+    try:
+        threshold = float(number)
+    except ValueError:
+        threshold = -1.0
+    if name != "threshold" or not 0 <= threshold <= 1:
+        raise ValueError(f"sparsify: policy is {policy!r}, expected 'measured', 'all' or 'threshold:<0 to 1>'")
+    return threshold
+
+
+def _choose(
+    name: str, layer: nn.Module, owners: dict[int, list[str]], threshold: float | None, inputs: set[LayerInput] | None
+) -> tuple[LayerChoice, SparseModule | None]:
+    """The row of the table, and the sparse layer if that is the choice."""
+    weight = dense_weight(layer).detach()
+    sparsity = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
+    times: tuple[float | None, float | None] = (None, None)
+
+    def row(sparse: bool, reason: str) -> LayerChoice:
+        return LayerChoice(name, type(layer).__name__, tuple(weight.shape), sparsity, *times, sparse, reason)
+
+    if (obstacle := _obstacle(name, layer, weight, sparsity, owners)) is not None:
+        return row(False, obstacle), None
+    kind = type(layer)
+    if threshold is None and inputs is not None:
+        if not inputs:
+            return row(False, "the example does not reach it"), None
+        if sparsity < choice.LEAST_SPARSITY:
+            return row(False, f"below {choice.LEAST_SPARSITY:.0%} zeros it takes more memory sparse"), None
+    else:
+        least = choice.EXPECTED_SPARSITY[kind] if threshold is None else threshold
+        if sparsity < least:
+            return row(False, f"below {least:.2%} zeros"), None
+    try:
+        sparse = _sharing_bias(SPARSE_TYPES[kind].from_dense(layer), layer)
+    except ValueError as error:
+        return row(False, str(error)), None
+    if threshold is not None or inputs is None:
+        return row(True, f"at least {least:.2%} zeros"), sparse
+    times = choice.measure(_plain(layer, weight), sparse, inputs)
+    dense_ms, sparse_ms = times
+    ratio = f"{dense_ms / sparse_ms:.2f} times as fast"
+    return (row(True, ratio), sparse) if sparse_ms < dense_ms else (row(False, f"sparse is {ratio}"), None)
+
+
+def _obstacle(name: str, layer: nn.Module, weight: Tensor, sparsity: float, owners: dict[int, list[str]]) -> str | None:
+    """Why a layer cannot become sparse, or None."""
+    if type(layer) not in SPARSE_TYPES:
+        return f"a subclass of {next(k.__name__ for k in SPARSE_TYPES if isinstance(layer, k))}"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}"
+    if len(names := owners[id(_parameter(layer))]) > 1:
+        return f"its weight is tied to {next(n for n in names if n.rpartition('.')[0] != name)}"
+    pre_hooks = [h for h in layer._forward_pre_hooks.values() if not isinstance(h, BasePruningMethod)]
+    if pre_hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return "it has hooks"
+    return "no zeros" if sparsity == 0 else None
+
+
+def _parameter(layer: nn.Module) -> nn.Parameter:
+    """The parameter behind a dense layer's weight."""
+    parameter = layer._parameters.get("weight_orig", layer._parameters.get("weight"))
+    assert parameter is not None
+    return parameter
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Every place where a parameter is registered, modules that are shared counted once, by the parameter's id."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
+    return owners
+
+
+def _plain(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """The dense layer with its weight as it is, without hooks that mask it: what sparse has to beat."""
+    plain = type(layer).__new__(type(layer))
+    parameters = {"weight": nn.Parameter(weight, False), "bias": layer.bias}
+    plain.__dict__ = layer.__dict__ | {"_parameters": parameters, "_buffers": {}, "_forward_pre_hooks": {}}
+    plain.__dict__.pop("weight", None)  # the product that torch.nn.utils.prune leaves there
+    return plain
+
+
+def _sharing_bias(new: Any, old: nn.Module) -> Any:
+    """`new` with the very bias of `old`, so that a tied bias stays tied and an optimiser goes on with it."""
+    new.register_parameter("bias", old._parameters["bias"])
+    return new
+
+
+def _replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put each new module wherever its old one stands; a shared module stays shared."""
+    if model in swaps:
+        return swaps[model]
+    for module in list(model.modules()):
+        for key, child in module._modules.items():
+            if child is not None and child in swaps:
+                module._modules[key] = swaps[child]
+    return model
+
+
+def _copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """A deep copy, and what became of each object by its id."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():  # torch.nn.utils.prune leaves a product with history there, which cannot be copied
+        weight = module.__dict__.get("weight")
+        if isinstance(weight, Tensor):
+            memo[id(weight)] = weight.detach().clone()
+    return copy.deepcopy(model, memo), memo
+
+
+def _rekey(
+    optimizer: torch.optim.Optimizer,
+    moved: dict[int, Any],
+    converted: Conversions,
+) -> None:
+    """Hand the optimiser the new parameters, in place of the old ones, with its state in their shape."""
+    for group in optimizer.param_groups:
+        for i, old in enumerate(group["params"]):
+            new, into = moved.get(id(old), old), None
+            if new in converted:
+                new, into = converted[new]
+            if new is old:
+                continue
+            group["params"][i] = new
+            if old in optimizer.state:
+                state = optimizer.state.pop(old)
+                optimizer.state[new] = {key: _state(value, old, into) for key, value in state.items()}
+
+
+def _state(value: Any, old: Tensor, into: Callable[[Tensor], Tensor] | None) -> Any:
+    fits = into is not None and isinstance(value, Tensor) and value.shape == old.shape
+    return into(value) if fits else value  # type: ignore[misc]
+
+
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseModule]]:
+    """(name, layer) of every sparse layer, shared ones once."""
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, SparseModule))
