@@ -3,6 +3,7 @@
 #include "cpu/apply_masks.h"
 #include "cpu/csr_sddmm.h"
 #include "cpu/csr_spmm.h"
+#include "cpu/hypersparse.h"
 #include "cpu/kth_magnitude.h"
 #include "cpu/magnitude_mask.h"
 #include "cpu/sweep.h"
@@ -15,6 +16,8 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
         "-> ()");
   m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
         "Tensor(a!) y) -> ()");
+  m.def("hypersparse_penalty_backward(Tensor[] weights, Tensor coefficients, Tensor(a!)[] grads) -> ()");
+  m.def("hypersparse_sums(Tensor[] weights, Tensor scale, Tensor(a!) out) -> ()");
   m.def("kth_magnitude(Tensor[] tensors, int k, Tensor(a!) out) -> ()");
   m.def("magnitude_mask(Tensor[] tensors, ScalarType promoted, int zeros, bool prune_ties, Tensor(a!)[] masks) -> int");
   m.def(
@@ -45,6 +48,8 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("apply_masks_", TORCH_BOX(&sparse_ops::apply_masks_));
   m.impl("csr_sddmm", TORCH_BOX(&sparse_ops::csr_sddmm));
   m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
+  m.impl("hypersparse_penalty_backward", TORCH_BOX(&sparse_ops::hypersparse_penalty_backward));
+  m.impl("hypersparse_sums", TORCH_BOX(&sparse_ops::hypersparse_sums));
   m.impl("kth_magnitude", TORCH_BOX(&sparse_ops::kth_magnitude));
   m.impl("magnitude_mask", TORCH_BOX(&sparse_ops::magnitude_mask));
   m.impl("regularized_sgd_", TORCH_BOX(&sparse_ops::regularized_sgd_));

@@ -1,0 +1,144 @@
+"""hypersparse_penalty and hypersparse_loss against autograd through the literal formula in float64."""
+
+import pytest
+import torch
+
+from sparse_ops.ops import hypersparse_loss as loss_op
+from sparse_ops.ops.hypersparse_loss import hypersparse_loss
+from sparse_ops.ops.hypersparse_penalty import hypersparse_penalty
+from sparse_ops.reference import hypersparse_penalty as reference
+
+# the norm-wise relative error of a gradient: float32 arithmetic, then one rounding to the weight's own format
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+SHAPES = [(40, 30), (16, 3, 5, 5), (7,), (1,)]
+
+
+def random_weights(dtype, device, seed=0, scale=0.05):
+    """Laplace-like weights with some zeros, one tensor in channels_last, one with gaps."""
+    rng = torch.Generator().manual_seed(seed)
+    weights = [scale * torch.randn(s, generator=rng, dtype=torch.float64) ** 3 for s in SHAPES]
+    weights[0][3] = 0.0
+    weights = [w.to(device, dtype) for w in weights]
+    weights[1] = weights[1].to(memory_format=torch.channels_last)
+    weights.append(torch.randn(12, 8, generator=rng).to(device, dtype)[:, ::2])
+    return [w.requires_grad_() for w in weights]
+
+
+def gradients(value, weights):
+    return torch.autograd.grad(value, weights)
+
+
+def reference_gradients(weights, sparsity):
+    wide = [w.detach().double().requires_grad_() for w in weights]
+    return gradients(reference.hypersparse_loss(wide, sparsity), wide)
+
+
+def relative_error(actual, wanted):
+    difference = torch.cat([(a.double() - w).flatten() for a, w in zip(actual, wanted, strict=True)])
+    return (difference.norm() / torch.cat([w.flatten() for w in wanted]).norm()).item()
+
+
+def check_loss(dtype, device, sparsity, seed=0, scale=0.05):
+    weights = random_weights(dtype, device, seed, scale)
+    value = hypersparse_loss(weights, sparsity)
+    assert value == 0 and value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    actual, wanted = gradients(value, weights), reference_gradients(weights, sparsity)
+    assert all(a.dtype == w.dtype and a.shape == w.shape for a, w in zip(actual, weights, strict=True))
+    assert relative_error(actual, wanted) <= TOLERANCE[dtype]
+    assert (actual[0][3] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("sparsity", [0.1, 0.98])
+def test_loss_gradient(sparsity, dtype, device, backend):
+    check_loss(dtype, device, sparsity)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_loss_gradient_on_every_instruction_set(dtype, isa):
+    for seed, sparsity in enumerate([0.05, 0.5, 0.9, 0.995]):
+        check_loss(dtype, torch.device("cpu"), sparsity, seed)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e25])
+def test_loss_gradient_of_tiny_and_huge_weights(scale, isa):
+    check_loss(torch.float32, torch.device("cpu"), 0.9, scale=scale)
+
+
+def test_a_large_network(isa):
+    w = torch.randn(400_000, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    actual = gradients(3.0 * hypersparse_loss([w], 0.95), [w])
+    assert relative_error([a / 3 for a in actual], reference_gradients([w], 0.95)) < 1e-6
+
+
+def test_penalty_value_and_gradient_for_any_constants(device, backend):
+    weights = random_weights(torch.float64, device)
+    wide = [w.detach().clone().requires_grad_() for w in weights]
+    value, wanted = hypersparse_penalty(weights, 3.0, 250.0), reference.hypersparse_penalty(wide, 3.0, 250.0)
+    torch.testing.assert_close(value, wanted, rtol=1e-12, atol=0)
+    assert relative_error(gradients(value, weights), gradients(wanted, wide)) < 1e-12
+
+
+def test_gradcheck(device, backend):
+    rng = torch.Generator().manual_seed(1)
+    weights = [(torch.rand(s, generator=rng, dtype=torch.float64) + 0.1).to(device) for s in ((3, 2), (4,))]
+    weights[1][1::2] *= -1  # both signs, away from 0, where the penalty has a kink
+    weights = [w.requires_grad_() for w in weights]
+    torch.autograd.gradcheck(lambda *w: hypersparse_penalty(w, 1.3, 4.0), weights)
+
+
+def test_a_frozen_weight_counts_but_gets_no_gradient(device, backend):
+    weights = random_weights(torch.float32, device)
+    wanted = gradients(hypersparse_loss(weights, 0.5), weights)
+    weights[1].requires_grad_(False)
+    hypersparse_loss(weights, 0.5).backward()
+    assert weights[1].grad is None
+    assert all(torch.equal(w.grad, g) for i, (w, g) in enumerate(zip(weights, wanted, strict=True)) if i != 1)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_nothing_to_scale_by_gives_zeros_and_one_warning(value, device, backend, monkeypatch):
+    monkeypatch.setattr(loss_op, "_warned", False)
+    w = torch.randn(1000, device=device)
+    w[:900] = value
+    w.requires_grad_()
+    with pytest.warns(UserWarning, match=f"the magnitude at the target sparsity is {value}"):
+        loss = hypersparse_loss([w], 0.5)
+    assert loss == 0
+    assert torch.equal(gradients(loss, [w])[0], torch.zeros_like(w))
+    hypersparse_loss([w], 0.5)  # pytest turns a second warning into an error
+
+
+def test_compiles(device):
+    w = torch.randn(50, device=device, requires_grad=True)
+
+    def step(w):
+        return (w**2).sum() + 0.1 * hypersparse_loss([w], 0.8)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled(w), [w]), gradients(step(w), [w]))
+
+
+def test_are_lawful_torch_ops(device, backend):
+    weights = random_weights(torch.float32, device)[:3]
+    s, a = (torch.tensor(x, dtype=torch.float64, device=device) for x in (2.0, 30.0))
+    torch.library.opcheck(torch.ops.sparse_ops.hypersparse_penalty.default, (weights, s, a))
+    torch.library.opcheck(torch.ops.sparse_ops.hypersparse_loss.default, (weights, 1500))
+    plain = [w.detach() for w in weights]
+    coefficients = torch.tensor([0.1, 0.2, 3.0], dtype=torch.float64, device=device)
+    torch.library.opcheck(torch.ops.sparse_ops.hypersparse_penalty_backward.default, (plain, coefficients))
+
+
+def test_names_the_culprit(device):
+    w = torch.randn(4, device=device)
+    for sparsity in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"sparsity is {sparsity}"):
+            hypersparse_loss([w], sparsity)
+    with pytest.raises(ValueError, match="without a single element"):
+        hypersparse_loss([w[:0]], 0.5)
+    with pytest.raises(TypeError, match=r"weights\[1\] is torch.int64"):
+        hypersparse_loss([w, w.long()], 0.5)
+    with pytest.raises(TypeError, match="one tensor of shape"):
+        hypersparse_penalty(w, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"weights\[0\] is on .*, weights\[1\] on meta"):
+        hypersparse_loss([w, w.to("meta")], 0.5)
