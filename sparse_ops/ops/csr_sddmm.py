@@ -54,7 +54,12 @@ def _csr_sddmm(
         case "native":
             args = dy.contiguous(), b.contiguous(), row_offsets.contiguous(), columns.contiguous()
             extension.native().csr_sddmm(*args, transposed, dvalues)
-        case _:
+        case "triton":
+            from sparse_ops.kernels import csr_sddmm as kernel
+
+            with launch.on(b.device):
+                kernel.csr_sddmm(dy, b, row_offsets.contiguous(), columns.contiguous(), transposed, dvalues)
+        case "reference":
             dvalues = reference.csr_sddmm(dy, b, row_offsets, columns, transposed)
     return dvalues
 

@@ -60,7 +60,15 @@ def _csr_spmm(
         case "native":
             args = values.contiguous(), row_offsets.contiguous(), columns.contiguous(), b.contiguous()
             extension.native().csr_spmm(*args, None if bias is None else bias.contiguous(), transposed, y)
-        case _:
+        case "triton":
+            from sparse_ops.kernels import csr_spmm as kernel
+
+            with launch.on(b.device):
+                kernel.csr_spmm(
+                    values.contiguous(), row_offsets.contiguous(), columns.contiguous(), b,
+                    None if bias is None else bias.contiguous(), transposed, y,
+                )  # fmt: skip
+        case "reference":
             y = reference.csr_spmm(values, row_offsets, columns, b, transposed, bias)
     return y
 
