@@ -19,12 +19,12 @@ def _kth_magnitude_kernel(
     tl.store(out_ptr, rounded(result, OUT))
 
 
-def kth_magnitude(tables, histograms, ranks, nan, out, programs) -> None:
-    """Write the magnitude of rank ranks[0] over all tables into out; the histograms and nan are zero before."""
+def kth_magnitude(plan, histograms, ranks, nan, out) -> None:
+    """Write the magnitude of rank ranks[0] over a plan's tensors into out; histograms and nan are zero before."""
     key_type = compute(out.dtype)
     for number in range(histograms.shape[1]):
-        for table in tables:
-            count_digit(table, histograms, ranks, None, nan if number == 0 else None, number, key_type, programs)
+        for table in plan.tables:
+            count_digit(table, histograms, ranks, None, nan if number == 0 else None, number, key_type, plan.programs)
     _kth_magnitude_kernel[(1,)](
         histograms, ranks, nan, out, KEY=key_type, ALL_ROUNDS=histograms.shape[1],
         BITS=63 if key_type == tl.float64 else 31, OUT=element(out.dtype), num_warps=8,

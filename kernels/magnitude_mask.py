@@ -73,27 +73,28 @@ def _write_masks_kernel(
             tl.store(mask_ptr + eighth, packed.to(tl.uint8), mask=eighth * 8 < N)
 
 
-def magnitude_mask(tables, histograms, ranks, nan, ties, prune_ties, key_type, programs) -> None:
-    """Prune the ranks[0] >= 1 smallest magnitudes of all tables; histograms and nan are zero before.
+def magnitude_mask(plan, histograms, ranks, nan, ties, prune_ties) -> None:
+    """Prune the ranks[0] >= 1 smallest magnitudes of all tensors of a plan; histograms and nan are zero before.
 
     ties: an int64 per chunk of all tables. Counts NaNs into nan; the masks mean nothing where there are any.
     """
+    key_type = tl.float64 if histograms.shape[1] == 6 else tl.float32
     for number in range(histograms.shape[1]):
-        for table in tables:
-            count_digit(table, histograms, ranks, None, nan if number == 0 else None, number, key_type, programs)
+        for table in plan.tables:
+            count_digit(table, histograms, ranks, None, nan if number == 0 else None, number, key_type, plan.programs)
     shared = {"KEY": key_type, "ALL_ROUNDS": histograms.shape[1], "BITS": 63 if key_type == tl.float64 else 31}
     buffers = histograms, ranks, ties
     if not prune_ties:
-        for table in tables:
+        for table in plan.tables:
             P = table.chunks.shape[0]
-            _count_ties_kernel[(min(P, programs),)](
+            _count_ties_kernel[(min(P, plan.programs),)](
                 table.rows, table.chunks, *buffers, P, W=element(table.dtypes[0]), CHUNK=table.chunk, BLOCK=2048,
                 num_warps=8, **shared,
             )  # fmt: skip
         _ties_before_kernel[(1,)](ties, ties.numel(), BLOCK=1024)
-    for table in tables:
+    for table in plan.tables:
         P = table.chunks.shape[0]
-        _write_masks_kernel[(min(P, programs),)](
+        _write_masks_kernel[(min(P, plan.programs),)](
             table.rows, table.chunks, *buffers, P, W=element(table.dtypes[0]), PRUNE_TIES=prune_ties,
             CHUNK=table.chunk, EIGHTS=256, num_warps=8, **shared,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, extension, launch
+from sparse_ops import checks, extension, launch, tables
 from sparse_ops.reference import kth_magnitude as reference
 
 torch.library.define("sparse_ops::kth_magnitude", "(Tensor[] tensors, SymInt k) -> Tensor")
@@ -34,7 +34,16 @@ def _kth_magnitude(tensors: list[Tensor], k: int) -> Tensor:
         case "native":
             extension.native().kth_magnitude([checks.dense(t) for t in tensors], k, out)
             return out
-        case _:
+        case "triton":
+            from sparse_ops.kernels import kth_magnitude as kernel
+
+            with launch.on(out.device):
+                dense = [checks.dense(t) for t in tensors]
+                plan = tables.plan(dense, scopes=[0] * len(dense))
+                nan = torch.zeros(1, dtype=torch.int32, device=out.device)
+                kernel.kth_magnitude(plan, plan.histograms(1, out.dtype), tables.integers([k], out.device), nan, out)
+            return out
+        case "reference":
             return reference.kth_magnitude(tensors, k)
 
 

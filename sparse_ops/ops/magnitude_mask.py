@@ -6,8 +6,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, extension, launch
+from sparse_ops import checks, extension, launch, tables
 from sparse_ops.reference import magnitude_mask as reference
+from sparse_ops.reference.apply_masks import unpack_bits
 from sparse_ops.reference.kth_magnitude import promoted_dtype
 
 torch.library.define(
@@ -32,6 +33,14 @@ def _fake(tensors: list[Tensor], zeros: int, prune_ties: bool = False) -> list[T
     return _output(tensors, zeros, prune_ties)
 
 
+def _in_storage_order(mask: Tensor, t: Tensor) -> Tensor:
+    """A packed mask in the logical order of t, in its storage order."""
+    if t.is_contiguous():
+        return mask
+    keep = unpack_bits(mask, t.numel()).view(t.shape)
+    return reference.pack_bits(reference.in_storage_order(keep, t.stride()))
+
+
 @torch.library.impl("sparse_ops::magnitude_mask", ("cpu", "cuda"))
 def _magnitude_mask(tensors: list[Tensor], zeros: int, prune_ties: bool = False) -> list[Tensor]:
     masks = _output(tensors, zeros, prune_ties)
@@ -40,7 +49,23 @@ def _magnitude_mask(tensors: list[Tensor], zeros: int, prune_ties: bool = False)
         case "native":
             native = extension.native()
             nan = native.magnitude_mask(dense, promoted_dtype(tensors), zeros, prune_ties, masks)
-        case _:
+        case "triton":
+            from sparse_ops.kernels import magnitude_mask as kernel
+
+            with launch.on(tensors[0].device):
+                logical = [t.contiguous() for t in dense]
+                plan = tables.plan(logical, masks=masks, scopes=[0] * len(dense))
+                histograms = plan.histograms(1, promoted_dtype(tensors))
+                ranks = tables.integers([max(zeros, 1)], histograms.device)
+                found = torch.zeros_like(ranks, dtype=torch.int32)
+                ties = torch.empty_like(plan.chunk_scopes, dtype=torch.int64)
+                kernel.magnitude_mask(plan, histograms, ranks, found, ties, prune_ties)
+            if zeros:
+                masks = [_in_storage_order(mask, t) for mask, t in zip(masks, dense, strict=True)]
+            else:
+                masks = [mask.fill_(255) for mask in masks]
+            nan = reference.first_nan(dense) if found.item() else -1
+        case "reference":
             nan = reference.first_nan(dense)
             masks = reference.magnitude_mask(dense, zeros, prune_ties)
     if nan >= 0:

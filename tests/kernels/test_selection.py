@@ -7,8 +7,6 @@ import torch
 
 pytest.importorskip("triton")
 
-import triton.language as tl
-
 from sparse_ops import tables
 from sparse_ops.kernels.kth_magnitude import kth_magnitude
 from sparse_ops.kernels.magnitude_mask import magnitude_mask
@@ -45,16 +43,18 @@ def mixed(dtype, rng):
 
 def buffers(tensors, masks, k, dtype, device, chunk=2048):
     plan = tables.plan(tensors, masks=masks, scopes=[0] * len(tensors), chunk=chunk)
-    wide = dtype == torch.float64
-    histograms = torch.zeros(1, 6 if wide else 3, 2048, dtype=torch.int64, device=device)
-    ranks = torch.tensor([k], device=device)
-    return plan, histograms, ranks, torch.zeros(1, dtype=torch.int32, device=device)
+    return (
+        plan,
+        plan.histograms(1, dtype),
+        torch.tensor([k], device=device),
+        torch.zeros(1, dtype=torch.int32, device=device),
+    )
 
 
 def select(tensors, k, dtype, device):
     plan, histograms, ranks, nan = buffers(tensors, [], k, dtype, device)
     out = torch.full((), 7.0, dtype=dtype, device=device)
-    kth_magnitude(plan.tables, histograms, ranks, nan, out, plan.programs)
+    kth_magnitude(plan, histograms, ranks, nan, out)
     return out
 
 
@@ -90,8 +90,7 @@ def test_magnitude_mask(make, dtype, prune_ties, device):
     masks = [torch.full(((n + 7) // 8,), 0xAA, dtype=torch.uint8, device=device) for n in SIZES]
     plan, histograms, ranks, nan = buffers(tensors, masks, zeros, dtype, device)
     ties = torch.full((plan.chunk_scopes.numel(),), -(2**60), dtype=torch.int64, device=device)
-    key_type = tl.float64 if dtype == torch.float64 else tl.float32
-    magnitude_mask(plan.tables, histograms, ranks, nan, ties, prune_ties, key_type, plan.programs)
+    magnitude_mask(plan, histograms, ranks, nan, ties, prune_ties)
     got = [unpack_bits(m, n) for m, n in zip(masks, SIZES, strict=True)]
     assert torch.equal(torch.cat(got), want)
     for mask, n in zip(masks, SIZES, strict=True):
