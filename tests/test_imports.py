@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "tables", "extension", "_version"}
-FLOOR_3 = {"optim", "nn", "masks", "prunable", "planning", "files"}
+FLOOR_3 = {"optim", "nn", "masks", "prunable", "planning", "files", "encodings"}
 FLOOR_4 = {"methods"}
 FLOOR_5 = {"train", "cli", "integrations"}
 

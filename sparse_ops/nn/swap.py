@@ -59,7 +59,7 @@ def sparsify(
         rows.append(row)
         if sparse is not None:
             swaps[layer] = sparse
-    result = _replace(result, swaps)
+    result = replace(result, swaps)
     table = SparsifyTable(tuple(rows))
     result.sparsify_table = table  # type: ignore[assignment]
     if verbose:
@@ -79,10 +79,10 @@ def densify(model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.O
     swaps: dict[nn.Module, nn.Module] = {}
     converted: Conversions = {}
     for _, sparse in sparse_layers(result):
-        dense = _sharing_bias(sparse.to_dense(), sparse)
+        dense = dense_form(sparse)
         swaps[sparse] = dense
-        converted[sparse.values] = dense.weight, sparse.scatter
-    result = _replace(result, swaps)
+        converted[sparse.values] = _parameter(dense), sparse.scatter
+    result = replace(result, swaps)
     result.__dict__.pop("sparsify_table", None)
     if optimizer is not None:
         _rekey(optimizer, moved, converted)
@@ -171,6 +171,20 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
+def empty_sparse(layer: nn.Module) -> SparseModule:
+    """The sparse form of a dense layer, with its bias and flags but without any value; for a state_dict to fill."""
+    weight = _parameter(layer)
+    nothing = weight.detach().new_zeros(1).expand(weight.shape)
+    sparse = _sharing_bias(SPARSE_TYPES[type(layer)].from_dense(_plain(layer, nothing)), layer)
+    sparse.values.requires_grad_(weight.requires_grad)
+    return sparse.train(layer.training)
+
+
+def dense_form(layer: SparseModule) -> nn.Module:
+    """The dense form of a sparse layer, with its very bias."""
+    return _sharing_bias(layer.to_dense(), layer)
+
+
 def _plain(layer: nn.Module, weight: Tensor) -> nn.Module:
     """The dense layer with its weight as it is, without hooks that mask it: what sparse has to beat."""
     plain = type(layer).__new__(type(layer))
@@ -186,7 +200,7 @@ def _sharing_bias(new: Any, old: nn.Module) -> Any:
     return new
 
 
-def _replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module:
+def replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put each new module wherever its old one stands; a shared module stays shared."""
     if model in swaps:
         return swaps[model]

@@ -1,0 +1,247 @@
+"""save, load, verify: models in safetensors files, sparse layers by their values and pattern, nothing executed."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops import encodings
+from sparse_ops.encodings import Header, Kind
+from sparse_ops.nn import swap
+from sparse_ops.nn.base import SparseModule, matrix_shape
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the model's state_dict to `path`, beside it first and then renamed, so that no file is ever half written.
+
+    A sparse layer is stored as <module>.values, <module>.row_offsets and <module>.columns; a dense tensor with many
+    zeros is stored compressed and restored dense, without loss; a tensor that stands at several places is stored once.
+    Needs the package safetensors. Raises ValueError for a state_dict that holds something else than tensors.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))
+    tensors, header = _encode(model)
+    header.sha256 = encodings.digest(tensors)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, beside, {encodings.ENTRY: header.dumps()})
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Fill `model` from a file of `save`, in place, and return it (a model that is a single layer may be replaced).
+
+    Layers that are sparse in the file become sparse in the model, whatever they were, and the others dense; tensors are
+    converted to the model's dtypes and devices. Raises ValueError that names the file, the key and the value where the
+    file is truncated, foreign, of another version, damaged, or does not fit the model, which is then unchanged.
+    """
+    with _naming(path):
+        tensors, header = _read(path)
+        if (found := encodings.digest(tensors)) != header.sha256:
+            raise ValueError(f"the hash of its patterns is {found}, its header says {header.sha256}")
+        state = _decode(tensors, header)
+        swaps = _swaps(model, header)
+        _check_fit(model, swaps, state, header)
+    model = swap.replace(model, swaps)
+    model.load_state_dict(state)
+    return model
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file: the dense shape, how many of its elements are zero, the bytes it takes."""
+
+    name: str
+    encoding: str
+    shape: tuple[int, ...]
+    dtype: str
+    zeros: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What `verify` found; hash_ok says whether the patterns are those that were saved."""
+
+    path: str
+    version: int
+    hash_ok: bool
+    tensors: tuple[StoredTensor, ...]
+    bytes: int
+    dense_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = []
+        for t in self.tensors:
+            shape = " x ".join(map(str, t.shape)) or "scalar"
+            lines.append(f"{t.name}  {t.encoding}  {shape}  {t.dtype}  {t.zeros} zeros  {t.bytes} bytes")
+        hashed = "the hash of the patterns is right" if self.hash_ok else "THE HASH OF THE PATTERNS IS WRONG"
+        ratio = self.dense_bytes / max(1, self.bytes)
+        total = f"{self.bytes} bytes, dense {self.dense_bytes} bytes ({ratio:.1f} times as many)"
+        return "\n".join([*lines, f"{self.path}: format version {self.version}, {total}, {hashed}"])
+
+
+def verify(path: str | os.PathLike[str]) -> FileReport:
+    """Read a file of `save` and check every tensor in it, without a model.
+
+    A wrong hash is reported (`hash_ok`); a file that is truncated, foreign, of another version or inconsistent raises
+    ValueError that names the file and what is wrong.
+    """
+    with _naming(path):
+        tensors, header = _read(path)
+        hash_ok = encodings.digest(tensors) == header.sha256
+        stored = dict(tensors)
+        rows, dense_bytes = [], 0
+        state = _decode(tensors, header)
+        kinds = {f"{n}.values" if n else "values": (n, str(k), s) for n, (k, s) in header.layers.items()}
+        kinds |= {n: (n, str(e), s) for n, (e, s) in header.compressed.items()}
+        for key, t in state.items():
+            if key.rpartition(".")[2] in encodings.STRUCTURE or key in header.shared:
+                continue
+            name, encoding, shape = kinds.get(key, (key, "dense", tuple(t.shape)))
+            parts = [key] if encoding == "dense" else [_join(name, p) for p in ("values", *encodings.STRUCTURE)]
+            size = sum(stored[p].nbytes for p in parts if p in stored)
+            n = torch.Size(shape).numel()
+            rows.append(
+                StoredTensor(
+                    name, encoding, shape, str(t.dtype).removeprefix("torch."), n - int(t.count_nonzero()), size
+                )
+            )
+            dense_bytes += n * t.element_size()
+    return FileReport(str(path), header.version, hash_ok, tuple(rows), Path(path).stat().st_size, dense_bytes)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _join(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
+
+
+def _encode(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
+    """The tensors of a file and its header, still without the hash."""
+    header = Header()
+    structure: dict[str, tuple[SparseModule, str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, SparseModule):
+            header.layers[name] = Kind(type(module).__name__), module.weight_shape
+            structure |= {_join(name, key): (module, key) for key in ("row_offsets", "columns", "values")}
+    tensors: dict[str, Tensor] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"save: {key!r} in the state_dict is {type(value).__name__}, expected a tensor")
+        if value.layout != torch.strided:
+            raise ValueError(f"save: {key!r} in the state_dict has layout {value.layout}, expected a strided tensor")
+        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and first.setdefault(place, key) != key:
+            header.shared[key] = first[place]
+            continue
+        t = value.detach().cpu().contiguous()
+        if key in structure:
+            module, part = structure[key]
+            columns = matrix_shape(module.weight_shape)[1]
+            tensors[key] = encodings.narrow_columns(t, columns) if part == "columns" else t
+        elif (smaller := encodings.compress(key, t)) is not None:
+            header.compressed[key] = smaller[0], tuple(t.shape)
+            tensors |= smaller[1]
+        else:
+            tensors[key] = t
+    return tensors, header
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = Header.loads((file.metadata() or {}).get(encodings.ENTRY))
+            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"it is truncated or not a safetensors file ({error})") from None
+
+
+def _decode(tensors: dict[str, Tensor], header: Header) -> dict[str, Tensor]:
+    """The state_dict of a file: patterns validated, compressed tensors dense, shared ones at each of their places."""
+    for name, source in header.shared.items():
+        if source in header.shared or not (source in tensors or source in header.compressed):
+            raise ValueError(f"{name!r} is shared with {source!r}, which is not stored")
+    tensors = tensors | {name: tensors[s] for name, s in header.shared.items() if s in tensors}
+    state = {}
+    for name, (encoding, shape) in header.compressed.items():
+        state[name] = encodings.decompress(name, encoding, shape, tensors)
+    for name, source in header.shared.items():
+        if source in state:
+            state[name] = state[source]
+    for name, (_, shape) in header.layers.items():
+        if len(shape) < 2:
+            raise ValueError(f"the layer {name!r} has shape {shape}, expected two dimensions or more")
+        pattern = encodings.take_pattern(_join(name, ""), shape, tensors)
+        values = encodings.take(tensors, _join(name, "values"))
+        encodings.check_nnz(name, values, pattern.nnz)
+        layer = {"values": values, "row_offsets": pattern.row_offsets, "columns": pattern.columns}
+        state |= {_join(name, key): t for key, t in layer.items()}
+    return state | tensors
+
+
+def _swaps(model: nn.Module, header: Header) -> dict[nn.Module, nn.Module]:
+    """The layers to exchange so that the model is sparse where the file is; nothing is changed yet."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    swaps: dict[nn.Module, nn.Module] = {}
+    for name, (kind, shape) in header.layers.items():
+        if name not in modules:
+            raise ValueError(f"the sparse layer {name!r} is not in the model")
+        layer = modules[name]
+        target = type(layer) if isinstance(layer, SparseModule) else swap.SPARSE_TYPES.get(type(layer))
+        if target is None or target.__name__ != kind:
+            raise ValueError(f"the layer {name!r} is {kind} in the file, {type(layer).__name__} in the model")
+        own = layer.weight_shape if isinstance(layer, SparseModule) else tuple(layer.weight.shape)
+        if own != shape:
+            raise ValueError(f"the weight of {name!r} is {shape} in the file, {own} in the model")
+        if not isinstance(layer, SparseModule):
+            swaps[layer] = swap.empty_sparse(layer)
+    for name, layer in modules.items():
+        if isinstance(layer, SparseModule) and name not in header.layers:
+            swaps[layer] = swap.dense_form(layer)
+    return swaps
+
+
+def _check_fit(model: nn.Module, swaps: dict[nn.Module, nn.Module], state: dict[str, Tensor], header: Header) -> None:
+    """Every key of the file has its place in the model with the same shape, and the other way round."""
+    expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in swaps:
+            expected = {k: s for k, s in expected.items() if k.rpartition(".")[0] != name}
+            expected |= {_join(name, k): tuple(t.shape) for k, t in swaps[module].state_dict().items()}
+    if missing := sorted(expected.keys() - state.keys()):
+        raise ValueError(f"{missing[0]!r} is missing ({len(missing)} such keys)")
+    if unexpected := sorted(state.keys() - expected.keys()):
+        raise ValueError(f"{unexpected[0]!r} is not in the model ({len(unexpected)} such keys)")
+    free = {_join(name, key) for name in header.layers for key in ("values", "columns")}
+    for key, shape in expected.items():
+        if key not in free and tuple(state[key].shape) != shape:
+            raise ValueError(f"{key!r} is {tuple(state[key].shape)} in the file, {shape} in the model")
