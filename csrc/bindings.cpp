@@ -6,6 +6,7 @@
 #include "cpu/hypersparse.h"
 #include "cpu/kth_magnitude.h"
 #include "cpu/magnitude_mask.h"
+#include "cpu/sparse_conv2d.h"
 #include "cpu/sweep.h"
 
 STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
@@ -37,6 +38,17 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def(
       "add_penalty_grad_(Tensor(a!)[] grads, Tensor[] weights, Tensor[] groups, int[] scopes, Tensor coefficients, "
       "str penalty, Tensor? grad_scale) -> ()");
+  m.def(
+      "sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, Tensor? bias, Tensor(a!) y, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool channels_last) -> ()");
+  m.def(
+      "sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Tensor t_columns, "
+      "Tensor t_permutation, Tensor(a!) dx, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "int groups, bool channels_last) -> ()");
+  m.def(
+      "sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor columns, Tensor(a!) dvalues, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool x_channels_last, "
+      "bool dy_channels_last) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
@@ -56,4 +68,7 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("regularized_adamw_", TORCH_BOX(&sparse_ops::regularized_adamw_));
   m.impl("sweep_observe_", TORCH_BOX(&sparse_ops::sweep_observe_));
   m.impl("add_penalty_grad_", TORCH_BOX(&sparse_ops::add_penalty_grad_));
+  m.impl("sparse_conv2d", TORCH_BOX(&sparse_ops::sparse_conv2d));
+  m.impl("sparse_conv2d_input_grad", TORCH_BOX(&sparse_ops::sparse_conv2d_input_grad));
+  m.impl("sparse_conv2d_weight_grad", TORCH_BOX(&sparse_ops::sparse_conv2d_weight_grad));
 }

@@ -11,10 +11,11 @@ from torch.nn.utils.prune import BasePruningMethod
 from sparse_ops.nn import choice
 from sparse_ops.nn.base import SparseModule, dense_weight
 from sparse_ops.nn.choice import LayerChoice, LayerInput, SparsifyTable
+from sparse_ops.nn.conv import SparseConv2d
 from sparse_ops.nn.linear import SparseLinear
 
 # Dense layers of exactly these types have a sparse form.
-SPARSE_TYPES: dict[type[nn.Module], type[SparseModule]] = {nn.Linear: SparseLinear}
+SPARSE_TYPES: dict[type[nn.Module], type[SparseModule]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
 
 # What a parameter becomes, and how a tensor of its shape does.
 Conversions = dict[nn.Parameter, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]

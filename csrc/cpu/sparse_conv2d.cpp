@@ -1,0 +1,127 @@
+// Convolution of images with a sparse weight, and its input gradient: both are sums over lists of (source line, value).
+//
+// Sixteen bands of rows (whole images where they are small) lie side by side in the lanes of one slab, so that every
+// multiply-add reads one aligned line whatever the stride, dilation or image width, and no lane computes junk columns.
+#include "sparse_conv2d.h"
+
+#include "scratch.h"
+#include "sparse_conv2d_lanes.h"
+#include "sparse_conv2d_weight.h"
+
+#define SPARSE_OPS_BODY "cpu/sparse_conv2d_body.h"
+#include "../foreach_isa.h"
+
+namespace sparse_ops {
+
+namespace {
+
+template <typename T>
+void convolve(const ConvImages& source, const ConvImages& target, const ConvWeight<T>& weight, const T* bias,
+              const ConvAxis& h, const ConvAxis& w) {
+  using A = Accumulator<T>;
+  constexpr int64_t kLanes = 64 / sizeof(A);
+  const int64_t rows = target.channels;
+  if (target.images * rows * target.rows * target.cols == 0) return;
+  const double density = static_cast<double>(ConvLists<A>::count_values(weight)) / static_cast<double>(rows);
+  const ConvTiling tiling = conv_tiling(h, w, target.images, source.channels, rows, density, kLanes);
+  const int64_t plane = tiling.source_rows * tiling.source_cols, pixels = tiling.rows * tiling.cols;
+  STD_TORCH_CHECK(source.channels * plane < (int64_t{1} << 31) / kLanes && pixels < (int64_t{1} << 31),
+                  "sparse_conv2d: a tile of ", source.channels, " channels and ", plane, " pixels is too large");
+  const auto rows_of = conv_classes(h, tiling.rows, tiling.whole), cols_of = conv_classes(w, tiling.cols, tiling.whole);
+  const auto blocks = conv_blocks(rows_of, cols_of, tiling.source_cols, tiling.cols, SPARSE_OPS_DISPATCH(most_pixels)());
+  const ConvLists<A> lists(weight, rows_of, cols_of, tiling.source_cols, plane);
+
+  // A tile is worked on by several threads only where there are few tiles: each of them packs it for itself.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t pieces = threads == 1 || tiling.tiles() >= 4 * threads
+                             ? 1
+                             : std::min((4 * threads + tiling.tiles() - 1) / tiling.tiles(), (rows + 15) / 16);
+  std::vector<int64_t> costs(rows + 1);
+  for (int64_t r = 0; r <= rows; ++r) costs[r] = lists.starts[r * lists.classes] + 4 * r;
+  const auto cuts = conv_cuts(rows, pieces, costs);
+  const int64_t step = target.channels_last ? 16 : std::max<int64_t>(1, 64 / pixels);
+  const auto sum = SPARSE_OPS_DISPATCH(sum_row<A>);
+
+  parallel(0, tiling.tiles() * pieces, 1, [&](int64_t begin, int64_t end) {
+    A* slab = static_cast<A*>(scratch<kConvSlab>(source.channels * plane * 64));
+    A* out = static_cast<A*>(scratch<kConvOut>(step * pixels * 64));
+    int64_t packed = -1;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t tile = item / pieces, first = tile / tiling.panels * kLanes, col = tile % tiling.panels * tiling.cols;
+      if (tile != packed) {
+        const ConvWindow in{first, tiling.bands, tiling.whole ? 0 : h.origin(0), h.origin(tiling.rows) - h.origin(0),
+                            tiling.whole ? 0 : w.origin(col), tiling.source_rows, tiling.source_cols};
+        conv_pack(source, in, slab);
+        packed = tile;
+      }
+      const ConvWindow window{first, tiling.bands, 0, tiling.rows, col, tiling.rows, tiling.cols};
+      for (int64_t r = cuts[item % pieces], last = cuts[item % pieces + 1]; r < last; r += step) {
+        const int64_t n = std::min(step, last - r);
+        for (int64_t i = 0; i < n; ++i)
+          sum(slab, blocks.data(), static_cast<int64_t>(blocks.size()), lists.entries.get(),
+              lists.starts.data() + (r + i) * lists.classes, bias == nullptr ? A{} : A{widen(bias[r + i])},
+              out + i * pixels * kLanes);
+        conv_unpack(target, window, r, n, out);
+      }
+    }
+  });
+}
+
+ConvImages images(const Tensor& t, bool channels_last) {
+  return {const_cast<void*>(t.const_data_ptr()), t.scalar_type(), channels_last, t.size(0), t.size(1), t.size(2), t.size(3)};
+}
+
+const int32_t* indices(const Tensor& t) { return static_cast<const int32_t*>(t.const_data_ptr()); }
+
+template <typename F>
+void with_type(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Double: return f(double{});
+    case ScalarType::Half: return f(Half{});
+    case ScalarType::BFloat16: return f(Bfloat{});
+    default: return f(float{});
+  }
+}
+
+}  // namespace
+
+void sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, std::optional<Tensor> bias, Tensor y,
+                   Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups, bool channels_last) {
+  const ConvImages source = images(x, channels_last), target = images(y, channels_last);
+  const ConvAxis h{source.rows, target.rows, kernel_size[0], stride[0], padding[0], dilation[0], false};
+  const ConvAxis w{source.cols, target.cols, kernel_size[1], stride[1], padding[1], dilation[1], false};
+  with_type(source.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const ConvWeight<T> weight{static_cast<const T*>(values.const_data_ptr()),
+                               indices(row_offsets),
+                               indices(columns),
+                               nullptr,
+                               kernel_size[0] * kernel_size[1],
+                               groups,
+                               target.channels / groups,
+                               source.channels / groups};
+    convolve(source, target, weight, bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, h, w);
+  });
+}
+
+void sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Tensor t_columns, Tensor t_permutation,
+                              Tensor dx, Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation,
+                              int64_t groups, bool channels_last) {
+  const ConvImages source = images(dy, channels_last), target = images(dx, channels_last);
+  const ConvAxis h{source.rows, target.rows, kernel_size[0], stride[0], padding[0], dilation[0], true};
+  const ConvAxis w{source.cols, target.cols, kernel_size[1], stride[1], padding[1], dilation[1], true};
+  with_type(source.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const ConvWeight<T> weight{static_cast<const T*>(values.const_data_ptr()),
+                               indices(t_row_offsets),
+                               indices(t_columns),
+                               indices(t_permutation),
+                               kernel_size[0] * kernel_size[1],
+                               groups,
+                               target.channels / groups,
+                               source.channels / groups};
+    convolve<T>(source, target, weight, nullptr, h, w);
+  });
+}
+
+}  // namespace sparse_ops

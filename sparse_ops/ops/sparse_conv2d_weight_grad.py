@@ -1,0 +1,104 @@
+"""The op sparse_ops::sparse_conv2d_weight_grad: the gradient in the values that a sparse weight holds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_ops import extension, launch
+from sparse_ops.ops import conv_operands as operands
+from sparse_ops.reference import sparse_conv2d_weight_grad as reference
+
+NAME = "sparse_conv2d_weight_grad"
+torch.library.define(
+    "sparse_ops::sparse_conv2d_weight_grad",
+    f"(Tensor x, Tensor dy, {operands.PATTERN}, {operands.WINDOW}) -> Tensor",
+)
+
+
+def _output(
+    x: Tensor,
+    dy: Tensor,
+    row_offsets: Tensor,
+    columns: Tensor,
+    t_row_offsets: Tensor,
+    t_columns: Tensor,
+    t_permutation: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Check the operands, allocate dvalues: the first half of the op and all of its fake."""
+    pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
+    tensors = {"x": x, "dy": dy}
+    n_in, n_out = operands.check_weight(NAME, pattern, tensors, kernel_size, groups)
+    operands.check_image(NAME, "x", x, n_in)
+    size = operands.output_size(NAME, x.shape[2:], kernel_size, stride, padding, dilation)
+    operands.check_image(NAME, "dy", dy, n_out, size)
+    if x.shape[0] != dy.shape[0]:
+        raise ValueError(f"{NAME}: x has {x.shape[0]} images, dy has {dy.shape[0]}")
+    return x.new_empty(columns.shape)
+
+
+OP = torch.ops.sparse_ops.sparse_conv2d_weight_grad
+torch.library.register_fake("sparse_ops::sparse_conv2d_weight_grad", _output)
+
+
+@torch.library.impl("sparse_ops::sparse_conv2d_weight_grad", ("cpu", "cuda"))
+def _weight_grad(x: Tensor, dy: Tensor, *arguments: Any) -> Tensor:
+    dvalues = _output(x, dy, *arguments)
+    row_offsets, columns, _, _, _, *window = arguments
+    x, dy = operands.dense_in_memory(x), operands.dense_in_memory(dy)
+    if launch.backend(x.device) == "native":
+        last = (operands.is_channels_last(x), operands.is_channels_last(dy))
+        extension.native().sparse_conv2d_weight_grad(x, dy, row_offsets, columns, dvalues, *window, *last)
+    else:
+        dvalues.copy_(reference.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, *window))
+    return dvalues
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, dy, *pattern, kernel_size, stride, padding, dilation, groups = inputs
+    ctx.save_for_backward(x, dy, *pattern)
+    ctx.window = (kernel_size, stride, padding, dilation, groups)
+
+
+def _backward(ctx: Any, ddvalues: Tensor) -> tuple[Any, ...]:
+    x, dy, *pattern = ctx.saved_tensors
+    ops = torch.ops.sparse_ops
+    grad_x = grad_dy = None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.sparse_conv2d_input_grad(dy, ddvalues, *pattern, x.shape[2:], *ctx.window)
+    if ctx.needs_input_grad[1]:
+        grad_dy = ops.sparse_conv2d(x, ddvalues, *pattern, None, *ctx.window)
+    return grad_x, grad_dy, *(10 * [None])
+
+
+torch.library.register_autograd("sparse_ops::sparse_conv2d_weight_grad", _backward, setup_context=_setup_context)
+
+
+def sparse_conv2d_weight_grad(
+    x: Tensor,
+    dy: Tensor,
+    row_offsets: Tensor,
+    columns: Tensor,
+    t_row_offsets: Tensor,
+    t_columns: Tensor,
+    t_permutation: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """The gradient in values of `sparse_conv2d` with output gradient dy, (nnz,); differentiable in x and dy.
+
+    x: (N, C, H, W), dy: (N, out_channels, ...), the rest as in `sparse_conv2d`. Nothing is computed where the pattern
+    holds no value. The bits do not depend on the number of threads.
+    """
+    pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
+    return torch.ops.sparse_ops.sparse_conv2d_weight_grad(
+        x, dy, *pattern, kernel_size, stride, padding, dilation, groups
+    )

@@ -1,0 +1,137 @@
+"""sparse_conv2d against torch.nn.functional.conv2d in float64."""
+
+import pytest
+import torch
+from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_ops.ops.sparse_conv2d import sparse_conv2d
+
+
+def forward(p, bias=True):
+    return sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias if bias else None, *p.shape.window)
+
+
+def check(p):
+    with Poisoned():
+        y = forward(p)
+    p.check("y", y)
+    if not p.x.is_contiguous():
+        assert y.numel() == 0 or y.is_contiguous(memory_format=torch.channels_last)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_agrees_with_dense(shape, channels_last, device, backend):
+    check(shared(shape, device=device, channels_last=channels_last))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape, dtype", EVERY)
+def test_every_instruction_set(shape, dtype, channels_last, isa):
+    check(shared(shape, dtype, channels_last=channels_last))
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_empty_and_full_patterns(density, device, backend):
+    check(Problem(SHAPES["demo"], device=device, density=density))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_random_geometry(data):
+    groups = data.draw(st.integers(1, 3))
+    pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+    kernel, dilation, padding = (data.draw(pair(*limits)) for limits in ((1, 4), (1, 3), (0, 4)))
+    size = tuple(
+        data.draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), 24))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    )
+    n = data.draw(st.integers(1, 20))
+    c, o = (groups * data.draw(st.integers(1, 9)) for _ in range(2))
+    shape = Shape(n, c, o, size, kernel, data.draw(pair(1, 4)), padding, dilation, groups)
+    check(Problem(shape, channels_last=data.draw(st.booleans()), seed=n))
+
+
+def test_same_bits_for_any_number_of_threads(isa):
+    threads = torch.get_num_threads()
+    try:
+        for name in ("demo", "panels", "deep and small"):
+            p = Problem(SHAPES[name])
+            results = []
+            for n in (1, 2, 5):
+                torch.set_num_threads(n)
+                results.append(forward(p))
+            assert all(torch.equal(y, results[0]) for y in results), name
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_strided_and_expanded_input(device, backend):
+    p = Problem(SHAPES["demo"], device=device)
+    wide = torch.full((20, 12, 8, 16), float("nan"), device=device)
+    wide[..., ::2] = p.x
+    p.x = wide[..., ::2]
+    p.check("y", forward(p))
+    p = Problem(SHAPES["demo"], device=device)
+    y = sparse_conv2d(p.x[:1].expand(4, -1, -1, -1), p.values, *p.pattern.tensors(), None, *p.shape.window)
+    assert torch.equal(y[3], forward(p, bias=False)[0]) or torch.allclose(y[3], forward(p, bias=False)[0], atol=1e-5)
+
+
+def test_nonfinite_pixels_stay_where_they_are(device, backend):
+    p = Problem(SHAPES["demo"], device=device, density=1.0)
+    p.x[3, 2, 0, 0] = float("inf")
+    finite = forward(p).isfinite()
+    reached = torch.ones_like(finite)
+    reached[3, :, :2, :2] = False
+    assert torch.equal(finite, reached)
+
+
+@pytest.mark.parametrize("name", ["demo", "groups", "stride"])
+def test_gradcheck(name, backend):
+    shape = SHAPES[name]
+    p = Problem(Shape(2, shape.c, shape.o, (5, 4), *shape.window), torch.float64)
+    operands = [t.requires_grad_() for t in (p.x, p.values, p.bias)]
+
+    def run(x, values, bias):
+        return sparse_conv2d(x, values, *p.pattern.tensors(), bias, *shape.window)
+
+    assert torch.autograd.gradcheck(run, operands, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, operands, fast_mode=True)
+
+
+@LAYOUTS
+def test_is_a_lawful_torch_op(channels_last, device, backend):
+    p = Problem(SHAPES["demo"], device=device, channels_last=channels_last)
+    operands = [t.requires_grad_() for t in (p.x, p.values, p.bias)]
+    arguments = (*operands[:2], *p.pattern.tensors(), operands[2], *p.shape.window)
+    torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d.default, arguments)
+
+
+def test_names_the_culprit(device):
+    p = Problem(SHAPES["demo"], device=device)
+
+    def run(x=p.x, values=p.values, bias=p.bias, kernel=(3, 3), stride=(1, 1), padding=(1, 1), groups=1):
+        return sparse_conv2d(x, values, *p.pattern.tensors(), bias, kernel, stride, padding, (1, 1), groups)
+
+    with pytest.raises(TypeError, match=r"x is torch.float64, values is torch.float32"):
+        run(x=p.x.double())
+    with pytest.raises(TypeError, match=r"int64, expected a floating point tensor"):
+        run(x=p.x.long())
+    with pytest.raises(ValueError, match=r"x has 5 channels, the weight 12"):
+        run(x=p.x[:, :5])
+    with pytest.raises(ValueError, match=r"kernel \(3, 3\) .* covers \(3, 3\) pixels, the padded input has \(2, 8\)"):
+        run(x=p.x[:, :, :2], padding=(0, 0))
+    with pytest.raises(ValueError, match=r"bias is \(4,\), expected \(9,\)"):
+        run(bias=p.bias[:4])
+    with pytest.raises(ValueError, match=r"values are \(3,\), expected \(\d+,\)"):
+        run(values=p.values[:3])
+    with pytest.raises(ValueError, match=r"groups is 2, expected a divisor of the 9 output channels"):
+        run(groups=2)
+    with pytest.raises(ValueError, match=r"kernel_size is \(5, 5\), the weight's matrix has 108 columns"):
+        run(kernel=(5, 5))
+    with pytest.raises(ValueError, match=r"stride is \(1, 0\), expected at least 1"):
+        run(stride=(1, 0))
+    with pytest.raises(ValueError, match=r"x is \(12, 8, 8\), expected \(N, C, H, W\)"):
+        run(x=p.x[0])

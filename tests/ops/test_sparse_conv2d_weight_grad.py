@@ -1,0 +1,85 @@
+"""sparse_conv2d_weight_grad against the gradient of torch.nn.functional.conv2d in float64."""
+
+import pytest
+import torch
+from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, shared
+
+import sparse_ops.ops.sparse_conv2d  # noqa: F401  its op is the gradient's gradient
+from sparse_ops.ops.sparse_conv2d_weight_grad import sparse_conv2d_weight_grad
+
+
+def run(p):
+    return sparse_conv2d_weight_grad(p.x, p.dy, *p.pattern.tensors(), *p.shape.window)
+
+
+def check(p):
+    with Poisoned():
+        result = run(p)
+    p.check("dvalues", result)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_agrees_with_dense(shape, channels_last, device, backend):
+    check(shared(shape, device=device, channels_last=channels_last))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape, dtype", EVERY)
+def test_every_instruction_set(shape, dtype, channels_last, isa):
+    check(shared(shape, dtype, channels_last=channels_last))
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_empty_and_full_patterns(density, device, backend):
+    check(Problem(SHAPES["demo"], device=device, density=density))
+
+
+def test_same_bits_for_any_number_of_threads(isa):
+    threads = torch.get_num_threads()
+    try:
+        for name in ("demo", "panels", "deep and small"):
+            p = shared(SHAPES[name])
+            results = []
+            for n in (1, 2, 5):
+                torch.set_num_threads(n)
+                results.append(run(p))
+            assert all(torch.equal(r, results[0]) for r in results), name
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["groups", "stride"])
+def test_gradcheck(name, backend):
+    shape = SHAPES[name]
+    p = Problem(Shape(2, shape.c, shape.o, (5, 4), *shape.window), torch.float64)
+    operands = [t.requires_grad_() for t in (p.x, p.dy)]
+    assert torch.autograd.gradcheck(
+        lambda a, b: sparse_conv2d_weight_grad(a, b, *p.pattern.tensors(), *p.shape.window), operands, fast_mode=True
+    )
+
+
+@LAYOUTS
+def test_is_a_lawful_torch_op(channels_last, device, backend):
+    p = Problem(SHAPES["stride"], device=device, channels_last=channels_last)
+    operands = [t.requires_grad_() for t in (p.x, p.dy)]
+    arguments = (*operands, *p.pattern.tensors(), *p.shape.window)
+    torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d_weight_grad.default, arguments)
+
+
+def test_ignores_the_values_outside_of_the_pattern(device, backend):
+    p = Problem(SHAPES["demo"], device=device)
+    p.x[:, 0] = float("nan")  # reaches exactly the values of input channel 0
+    finite = run(p).isfinite()
+    assert torch.equal(finite, p.pattern.columns >= 9)
+
+
+def test_names_the_culprit(device):
+    p = Problem(SHAPES["demo"], device=device)
+    pattern, window = p.pattern.tensors(), p.shape.window
+    with pytest.raises(TypeError, match=r"x is torch.float32, dy is torch.float64"):
+        sparse_conv2d_weight_grad(p.x, p.dy.double(), *pattern, *window)
+    with pytest.raises(ValueError, match=r"x has 3 images, dy has 20"):
+        sparse_conv2d_weight_grad(p.x[:3], p.dy, *pattern, *window)
+    with pytest.raises(ValueError, match=r"dy has \(8, 7\) pixels, expected \(8, 8\)"):
+        sparse_conv2d_weight_grad(p.x, p.dy[..., :7], *pattern, *window)
