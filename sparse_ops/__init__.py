@@ -3,6 +3,20 @@
 from sparse_ops import nn
 from sparse_ops._version import __version__
 from sparse_ops.files import load, save, verify
+from sparse_ops.masks import magnitude_mask
 from sparse_ops.nn.swap import densify, sparsify
+from sparse_ops.ops.hypersparse_loss import hypersparse_loss
+from sparse_ops.ops.kth_magnitude import kth_magnitude
 
-__all__ = ["__version__", "densify", "load", "nn", "save", "sparsify", "verify"]
+__all__ = [
+    "__version__",
+    "densify",
+    "hypersparse_loss",
+    "kth_magnitude",
+    "load",
+    "magnitude_mask",
+    "nn",
+    "save",
+    "sparsify",
+    "verify",
+]
