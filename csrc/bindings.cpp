@@ -8,6 +8,7 @@
 #include "cpu/magnitude_mask.h"
 #include "cpu/sparse_conv2d.h"
 #include "cpu/sweep.h"
+#include "cpu/sweep_finish.h"
 
 STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("isa() -> str");
@@ -35,6 +36,10 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def(
       "sweep_observe_(Tensor(a!)[] weights, Tensor[] masks, int[] scopes, Tensor coefficients, Tensor brackets, "
       "Tensor(y!) statistics, Tensor(z!) candidates) -> ()");
+  m.def(
+      "sweep_finish_(Tensor[] weights, int[] scopes, int[] ranks, float tolerance, bool exact, "
+      "Tensor(a!) coefficients, Tensor(b!) brackets, Tensor(c!) statistics, Tensor candidates, Tensor(d!) report) "
+      "-> ()");
   m.def(
       "add_penalty_grad_(Tensor(a!)[] grads, Tensor[] weights, Tensor[] groups, int[] scopes, Tensor coefficients, "
       "str penalty, Tensor? grad_scale) -> ()");
@@ -67,6 +72,7 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("regularized_sgd_", TORCH_BOX(&sparse_ops::regularized_sgd_));
   m.impl("regularized_adamw_", TORCH_BOX(&sparse_ops::regularized_adamw_));
   m.impl("sweep_observe_", TORCH_BOX(&sparse_ops::sweep_observe_));
+  m.impl("sweep_finish_", TORCH_BOX(&sparse_ops::sweep_finish_));
   m.impl("add_penalty_grad_", TORCH_BOX(&sparse_ops::add_penalty_grad_));
   m.impl("sparse_conv2d", TORCH_BOX(&sparse_ops::sparse_conv2d));
   m.impl("sparse_conv2d_input_grad", TORCH_BOX(&sparse_ops::sparse_conv2d_input_grad));

@@ -69,11 +69,12 @@ def _write_scope(
     high = tl.load(brackets_ptr + r * 2 + 1)
     far = tl.abs(drift)
     cold = tl.minimum(tl.maximum(2 * far, 0.01 * threshold), 0.05 * threshold)
-    half = tl.where(hit, tl.maximum(3 * far, 0.45 * (high - low)), cold)
-    width = (high - low) / tl.maximum(count, 1.0)  # of one candidate
     most = tl.minimum(tl.maximum(size / 128, 128.0), capacity / 2)
     least = tl.minimum(tl.maximum(size / 1024, 32.0), most)
-    bounded = tl.minimum(tl.maximum(half, 0.5 * least * width), 0.5 * most * width)
+    grown = tl.where(count < least, 0.625, 0.45) * (high - low)
+    half = tl.where(hit, tl.maximum(3 * far, grown), cold)
+    width = (high - low) / tl.maximum(count, 1.0)  # of one candidate
+    bounded = tl.minimum(half, 0.5 * most * width)
     half = tl.where((count > 0) & (high > low) & (hit | (count > capacity)), bounded, half)
     center = threshold + drift
     new_low = tl.maximum(center - half, 0.0)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import launch, tables
+from sparse_ops import extension, launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import sweep_finish as reference
 
@@ -70,7 +70,9 @@ def _sweep_finish_(weights: list[Tensor], *rest: Any) -> None:
                 work = coefficients.new_empty(len(ranks), 8)
                 histograms = plan.histograms(len(ranks), candidates.dtype)
                 kernel.sweep_finish(plan, *[*constants, *rule, work, histograms, plan.partials()])
-        case "native" | "reference":
+        case "native":
+            extension.native().sweep_finish_(weights, *rest)
+        case "reference":
             reference.sweep_finish_(operands.flat(weights), *rest)
     torch.autograd.graph.increment_version([coefficients, brackets, statistics, report])
 

@@ -43,15 +43,14 @@ def next_bracket(
         tiny = torch.finfo(candidates.dtype).smallest_normal * torch.finfo(candidates.dtype).eps
         return tiny, tiny  # all zeros lie below, and their count proves the next zero
     low, high = bracket
+    most = min(max(n / 128, 128), candidates.numel() / 2)
+    least = min(max(n / 1024, 32), most)
     if hit:
-        half = max(3 * abs(drift), 0.45 * (high - low))
+        half = max(3 * abs(drift), (0.625 if count < least else 0.45) * (high - low))
     else:
         half = min(max(2 * abs(drift), 0.01 * threshold), 0.05 * threshold)
     if count > 0 and high > low and (hit or count > candidates.numel()):
-        width = (high - low) / count  # of one candidate
-        most = min(max(n / 128, 128), candidates.numel() / 2)
-        least = min(max(n / 1024, 32), most)
-        half = min(max(half, 0.5 * least * width), 0.5 * most * width)
+        half = min(half, 0.5 * most * (high - low) / count)
     low = max(threshold + drift - half, 0.0)
     return low, max(threshold + drift + half, math.nextafter(max(low, threshold + drift), math.inf))
 
