@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .sweep import coefficients, penalty_gradient
-from .tiles import COLUMNS, GRAD, GROUP, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer, rounded, wide
+from .tiles import GRAD, GROUP, WEIGHT, bits, chunk_of, compute, eights, element, packed, pointer, rounded, wide
 
 
 @triton.jit
@@ -16,27 +16,22 @@ def _add_penalty_grad_kernel(
     CHUNK: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0)
-    row = tl.load(chunks_ptr + p * 2)
-    start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
-    N = tl.load(rows_ptr + row * COLUMNS + NUMEL)
-    if ALIGNED:
-        N = tl.multiple_of(N, 8)
-    scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
+    row, scope, start, size = chunk_of(rows_ptr, chunks_ptr, p, ALIGNED, CHUNK)
     if scope < 0:
         return
-    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED)
-    g_ptr = pointer(rows_ptr, row, GRAD, G, ALIGNED)
-    group_ptr = pointer(rows_ptr, row, GROUP, tl.uint8, False)
+    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED) + start
+    g_ptr = pointer(rows_ptr, row, GRAD, G, ALIGNED) + start
+    group_ptr = packed(rows_ptr, row, GROUP, start)
     strength, kept_strength, scale, pull = coefficients(coefficients_ptr, scope, COMPUTE)
     tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    for first in range(start, tl.minimum(start + CHUNK, N), EIGHTS * 8):
+    for first in range(0, size, EIGHTS * 8):
         n = first + tile
-        valid = n < N
+        valid = n < size
         w = wide(tl.load(w_ptr + n, mask=valid, other=0.0), COMPUTE)
         g = wide(tl.load(g_ptr + n, mask=valid, other=0.0), COMPUTE)
         grouped = valid
         if PENALTY == "growing_l2":
-            grouped = bits(group_ptr, first, N, 0, EIGHTS)
+            grouped = bits(group_ptr, first, size, 0, EIGHTS)
         added = penalty_gradient(w, grouped, strength, kept_strength, scale, pull, PENALTY)
         if grad_scale_ptr is not None:
             added = added * tl.load(grad_scale_ptr).to(COMPUTE)
@@ -49,6 +44,6 @@ def add_penalty_grad(table, coefficients, penalty, grad_scale) -> None:
         return
     _add_penalty_grad_kernel[(table.chunks.shape[0],)](
         table.rows, table.chunks, coefficients, grad_scale, W=element(table.dtypes[0]), G=element(table.dtypes[1]),
-        COMPUTE=compute(table.dtypes[0]), PENALTY=penalty, ALIGNED=table.aligned, CHUNK=table.chunk, EIGHTS=64,
-        num_warps=4,
+        COMPUTE=compute(table.dtypes[0]), PENALTY=penalty, ALIGNED=table.aligned, CHUNK=table.chunk,
+        EIGHTS=eights(table.dtypes[0]), num_warps=4,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import triton.language as tl
 from .partials import add_partials
 from .radix import descend, magnitude
 from .sweep import no_sums, observe_sums, store_sums
-from .tiles import COLUMNS, NUMEL, SCOPE, WEIGHT, compute, element, pointer, wide
+from .tiles import WEIGHT, chunk_of, compute, element, pointer, wide
 
 
 @triton.jit
@@ -40,8 +40,7 @@ def _hypersparse_sums_kernel(
 ):  # fmt: skip
     tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
     for p in range(tl.program_id(0), P, tl.num_programs(0)):
-        row = tl.load(chunks_ptr + p * 2)
-        scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
+        row, scope, start, size = chunk_of(rows_ptr, chunks_ptr, p, ALIGNED, CHUNK)
         wanted = scope >= 0
         if work_ptr is not None:
             wanted = tl.load(work_ptr + scope * 8, mask=wanted, other=0.0) > 0
@@ -51,18 +50,13 @@ def _hypersparse_sums_kernel(
                 scale = next_scale(threshold, largest).to(COMPUTE)
             else:
                 scale = tl.load(scale_ptr).to(COMPUTE)
-            start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
-            N = tl.load(rows_ptr + row * COLUMNS + NUMEL)
-            if ALIGNED:
-                N = tl.multiple_of(N, 8)
-            w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED)
+            w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED) + start
             sums = no_sums(EIGHTS, COMPUTE)
-            end = tl.minimum(start + CHUNK, N)
-            for first in range(start, end, EIGHTS * 8):
+            for first in range(0, size, EIGHTS * 8):
                 n = first + tile
-                u = tl.abs(wide(tl.load(w_ptr + n, mask=n < N, other=0.0), COMPUTE))
+                u = tl.abs(wide(tl.load(w_ptr + n, mask=n < size, other=0.0), COMPUTE))
                 sums = observe_sums(sums, u, scale)
-            store_sums(sums, end - start, partials_ptr, P_all, first_p + p)
+            store_sums(sums, size, partials_ptr, P_all, first_p + p)
 
 
 def exact_sums(table, scale, work, histograms, ranks, largest, partials, key_type, programs) -> None:

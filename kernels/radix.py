@@ -20,13 +20,12 @@ def descend(histograms_ptr, rank, ROUNDS: tl.constexpr, BITS: tl.constexpr):
     prefix = tl.zeros((), dtype=tl.uint64)
     count = rank
     for i in tl.static_range(ROUNDS):
-        SHIFT: tl.constexpr = BITS - 11 * i - 11 if BITS - 11 * i - 11 > 0 else 0
-        WIDTH: tl.constexpr = BITS - 11 * i - SHIFT
+        width = 11 if BITS - 11 * i > 11 else BITS - 11 * i
         counts = tl.load(histograms_ptr + i * BINS + digit)
         crossing = tl.sum((tl.cumsum(counts, 0) < rank).to(tl.int32))
         rank -= tl.sum(tl.where(digit < crossing, counts, 0))
         count = tl.sum(tl.where(digit == crossing, counts, 0))
-        prefix = (prefix << WIDTH) | crossing.to(tl.uint64)
+        prefix = (prefix << width) | crossing.to(tl.uint64)
     return prefix, rank, count
 
 

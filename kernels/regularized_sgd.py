@@ -5,17 +5,17 @@ import triton.language as tl
 
 from .sweep import bracket, coefficients, no_sums, observe, penalty_gradient, store_sums
 from .tiles import (
-    COLUMNS,
     GRAD,
     GROUP,
     MASK,
-    NUMEL,
-    SCOPE,
     STATE,
     WEIGHT,
     bits,
+    chunk_of,
     compute,
+    eights,
     element,
+    packed,
     pointer,
     rounded,
     wide,
@@ -37,22 +37,19 @@ def _regularized_sgd_kernel(
         if tl.load(found_inf_ptr) == 1:
             return
     p = tl.program_id(0)
-    row = tl.load(chunks_ptr + p * 2)
-    start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
-    N = tl.load(rows_ptr + row * COLUMNS + NUMEL)
-    if ALIGNED:
-        N = tl.multiple_of(N, 8)
-    scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
-    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED)
-    g_ptr = pointer(rows_ptr, row, GRAD, G, ALIGNED)
-    m_ptr = pointer(rows_ptr, row, STATE, M, ALIGNED)
-    mask_ptr = pointer(rows_ptr, row, MASK, tl.uint8, False)
-    group_ptr = pointer(rows_ptr, row, GROUP, tl.uint8, False)
+    row, scope, start, size = chunk_of(rows_ptr, chunks_ptr, p, ALIGNED, CHUNK)
+    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED) + start
+    g_ptr = pointer(rows_ptr, row, GRAD, G, ALIGNED) + start
+    m_ptr = pointer(rows_ptr, row, STATE, M, ALIGNED) + start
+    mask_ptr = packed(rows_ptr, row, MASK, start)
+    group_ptr = packed(rows_ptr, row, GROUP, start)
 
     strength, kept_strength, scale, pull = coefficients(coefficients_ptr, scope, COMPUTE)
     low, high = bracket(brackets_ptr, scope, COMPUTE)
     row_candidates_ptr = candidates_ptr + scope * capacity
     count_ptr = statistics_ptr + scope * 7 + 5
+    if grad_scale_ptr is not None:
+        grad_scale = tl.load(grad_scale_ptr).to(COMPUTE)
     rate = tl.full((), lr, COMPUTE)
     decay = tl.full((), weight_decay, COMPUTE)
     beta = tl.full((), momentum, COMPUTE)
@@ -60,21 +57,20 @@ def _regularized_sgd_kernel(
 
     tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
     sums = no_sums(EIGHTS, COMPUTE)
-    end = tl.minimum(start + CHUNK, N)
-    for first in range(start, end, EIGHTS * 8):
+    for first in range(0, size, EIGHTS * 8):
         n = first + tile
-        valid = n < N
+        valid = n < size
         w = wide(tl.load(w_ptr + n, mask=valid, other=0.0), COMPUTE)
         g = wide(tl.load(g_ptr + n, mask=valid, other=0.0), COMPUTE)
         if grad_scale_ptr is not None:
-            g = g / tl.load(grad_scale_ptr).to(COMPUTE)
+            g = g / grad_scale
         if MAXIMIZE:
             g = -g
         g += decay * w
         if PENALTY != "none":
             grouped = valid
             if PENALTY == "growing_l2":
-                grouped = bits(group_ptr, first, N, 0, EIGHTS)
+                grouped = bits(group_ptr, first, size, 0, EIGHTS)
             g += penalty_gradient(w, grouped, strength, kept_strength, scale, pull, PENALTY)
         m = g
         if MOMENTUM:
@@ -83,7 +79,7 @@ def _regularized_sgd_kernel(
             g = g + beta * m if NESTEROV else m
         w -= rate * g
         if MASKED:
-            keep = bits(mask_ptr, first, N, 255, EIGHTS)
+            keep = bits(mask_ptr, first, size, 255, EIGHTS)
             w = tl.where(keep, w, 0.0)
             m = tl.where(keep, m, 0.0)
         if MOMENTUM:
@@ -94,7 +90,7 @@ def _regularized_sgd_kernel(
             u = tl.where(valid, tl.abs(wide(stored, COMPUTE)), 0.0)
             sums = observe(sums, u, valid, scale, low, high, row_candidates_ptr, count_ptr, capacity)
     if STATISTICS:
-        store_sums(sums, end - start, partials_ptr, P_all, first_p + p)
+        store_sums(sums, size, partials_ptr, P_all, first_p + p)
 
 
 def regularized_sgd(
@@ -108,5 +104,5 @@ def regularized_sgd(
         W=element(table.dtypes[0]), G=element(table.dtypes[1]), M=element(table.dtypes[-1]),
         COMPUTE=compute(table.dtypes[0]), PENALTY=penalty,
         MASKED=table.masked, MOMENTUM=momentum != 0, FIRST=first_step, NESTEROV=nesterov, MAXIMIZE=maximize,
-        STATISTICS=table.scoped, ALIGNED=table.aligned, CHUNK=table.chunk, EIGHTS=64, num_warps=4,
+        STATISTICS=table.scoped, ALIGNED=table.aligned, CHUNK=table.chunk, EIGHTS=eights(table.dtypes[0]), num_warps=4,
     )  # fmt: skip

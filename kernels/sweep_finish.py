@@ -22,17 +22,18 @@ def _among_candidates(candidates_ptr, count, rank, KEY: tl.constexpr, ROUNDS: tl
     digit = tl.arange(0, BINS)
     prefix = tl.zeros((), dtype=tl.uint64)
     for i in tl.static_range(ROUNDS):
-        SHIFT: tl.constexpr = BITS - 11 * i - 11 if BITS - 11 * i - 11 > 0 else 0
-        WIDTH: tl.constexpr = BITS - 11 * i - SHIFT
+        left = BITS - 11 * i
+        width = 11 if BITS - 11 * i > 11 else BITS - 11 * i
+        shift = left - width
         counts = tl.zeros((BINS,), dtype=tl.int32)
         for first in range(0, count, BINS):
             c = first + digit
             keys = key(tl.load(candidates_ptr + c, mask=c < count, other=0.0), KEY)
-            same = (c < count) & ((keys >> (SHIFT + WIDTH)).to(tl.uint64) == prefix)
-            counts += tl.histogram(((keys >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32), BINS, mask=same)
+            same = (c < count) & ((keys >> left).to(tl.uint64) == prefix)
+            counts += tl.histogram(((keys >> shift) & 2047).to(tl.int32), BINS, mask=same)
         crossing = tl.sum((tl.cumsum(counts, 0) < rank).to(tl.int32))
         rank -= tl.sum(tl.where(digit < crossing, counts, 0))
-        prefix = (prefix << WIDTH) | crossing.to(tl.uint64)
+        prefix = (prefix << width) | crossing.to(tl.uint64)
     return magnitude(prefix, KEY)
 
 

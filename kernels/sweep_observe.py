@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .sweep import bracket, coefficients, no_sums, observe, store_sums
-from .tiles import COLUMNS, MASK, NUMEL, SCOPE, WEIGHT, bits, compute, element, pointer, wide
+from .tiles import MASK, WEIGHT, bits, chunk_of, compute, eights, element, packed, pointer, wide
 
 
 @triton.jit
@@ -16,27 +16,21 @@ def _sweep_observe_kernel(
     EIGHTS: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0)
-    row = tl.load(chunks_ptr + p * 2)
-    start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
-    N = tl.load(rows_ptr + row * COLUMNS + NUMEL)
-    if ALIGNED:
-        N = tl.multiple_of(N, 8)
-    scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
-    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED)
-    mask_ptr = pointer(rows_ptr, row, MASK, tl.uint8, False)
+    row, scope, start, size = chunk_of(rows_ptr, chunks_ptr, p, ALIGNED, CHUNK)
+    w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED) + start
+    mask_ptr = packed(rows_ptr, row, MASK, start)
     _, _, scale, _ = coefficients(coefficients_ptr, scope, COMPUTE)
     low, high = bracket(brackets_ptr, scope, COMPUTE)
 
     tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
     sums = no_sums(EIGHTS, COMPUTE)
-    end = tl.minimum(start + CHUNK, N)
-    for first in range(start, end, EIGHTS * 8):
+    for first in range(0, size, EIGHTS * 8):
         n = first + tile
-        valid = n < N
+        valid = n < size
         w = tl.load(w_ptr + n, mask=valid, other=0.0)
         u = tl.abs(wide(w, COMPUTE))
         if MASKED:
-            keep = bits(mask_ptr, first, N, 255, EIGHTS)
+            keep = bits(mask_ptr, first, size, 255, EIGHTS)
             tl.store(w_ptr + n, tl.zeros(w.shape, W), mask=valid & (keep == 0))
             u = tl.where(keep, u, 0.0)
         sums = observe(
@@ -50,7 +44,7 @@ def _sweep_observe_kernel(
             statistics_ptr + scope * 7 + 5,
             capacity,
         )
-    store_sums(sums, end - start, partials_ptr, P_all, first_p + p)
+    store_sums(sums, size, partials_ptr, P_all, first_p + p)
 
 
 def sweep_observe(table, coefficients, brackets, statistics, candidates, partials) -> None:
@@ -61,5 +55,5 @@ def sweep_observe(table, coefficients, brackets, statistics, candidates, partial
         table.rows, table.chunks, coefficients, brackets, statistics, candidates, partials,
         partials.shape[1], table.first, candidates.shape[1],
         W=element(table.dtypes[0]), COMPUTE=compute(table.dtypes[0]), MASKED=table.masked, ALIGNED=table.aligned,
-        CHUNK=table.chunk, EIGHTS=64, num_warps=4,
+        CHUNK=table.chunk, EIGHTS=eights(table.dtypes[0]), num_warps=4,
     )  # fmt: skip

@@ -33,6 +33,11 @@ def compute(dtype):
     return tl.float64 if str(dtype) == "torch.float64" else tl.float32
 
 
+def eights(dtype):
+    """Rows of 8 in a tile of 4 warps, so that a thread's part of a weight's tile is 16 bytes."""
+    return 128 if str(dtype) in ("torch.float16", "torch.bfloat16") else 64
+
+
 @triton.jit
 def pointer(rows_ptr, row, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """The address in a column as a pointer; ALIGNED promises 16-byte multiples, without which no load is 128 bits."""
@@ -43,11 +48,30 @@ def pointer(rows_ptr, row, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl
 
 
 @triton.jit
-def bits(bits_ptr, first, N, OTHER: tl.constexpr, EIGHTS: tl.constexpr):
-    """Bits first, first + 1, ... of N packed ones as bools (EIGHTS, 8); without any, those of the byte OTHER."""
+def chunk_of(rows_ptr, chunks_ptr, p, ALIGNED: tl.constexpr, CHUNK: tl.constexpr):
+    """Row, scope, first element (int64) and number of elements (int32) of chunk p; ALIGNED: a multiple of 8."""
+    row = tl.load(chunks_ptr + p * 2)
+    start = tl.load(chunks_ptr + p * 2 + 1).to(tl.int64) * CHUNK
+    scope = tl.load(rows_ptr + row * COLUMNS + SCOPE)
+    size = tl.minimum(tl.load(rows_ptr + row * COLUMNS + NUMEL) - start, CHUNK).to(tl.int32)
+    if ALIGNED:
+        size = tl.multiple_of(size, 8)
+    return row, scope, start, size
+
+
+@triton.jit
+def packed(rows_ptr, row, COLUMN: tl.constexpr, start):
+    """The packed bits of a column from element `start` on, which is a multiple of 8; null where there are none."""
+    address = tl.load(rows_ptr + row * COLUMNS + COLUMN)
+    return tl.where(address != 0, address + start // 8, 0).to(tl.pointer_type(tl.uint8))
+
+
+@triton.jit
+def bits(bits_ptr, first, size, OTHER: tl.constexpr, EIGHTS: tl.constexpr):
+    """Bits first, first + 1, ... of `size` packed ones as bools (EIGHTS, 8); without any, those of the byte OTHER."""
     eighth = first // 8 + tl.arange(0, EIGHTS)
     some = bits_ptr.to(tl.int64) != 0
-    byte = tl.load(bits_ptr + eighth, mask=(eighth * 8 < N) & some, other=OTHER)
+    byte = tl.load(bits_ptr + eighth, mask=(eighth * 8 < size) & some, other=OTHER)
     return ((byte[:, None].to(tl.int32) >> tl.arange(0, 8)[None, :]) & 1) != 0
 
 
