@@ -48,7 +48,8 @@ class SparseConv2d(SparseModule):
         self.set_weight(pattern, values)
         if bias is not None and bias.shape != (self.out_channels,):
             raise ValueError(f"SparseConv2d: the bias is {tuple(bias.shape)}, expected ({self.out_channels},)")
-        self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        self.register_parameter("bias", bias)  # also None, as nn.Conv2d does
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d) -> "SparseConv2d":

@@ -22,7 +22,8 @@ class SparseLinear(SparseModule):
         self.set_weight(pattern, values)
         if bias is not None and bias.shape != (self.out_features,):
             raise ValueError(f"SparseLinear: the bias is {tuple(bias.shape)}, expected ({self.out_features},)")
-        self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        self.register_parameter("bias", bias)  # also None, as nn.Linear does
 
     @classmethod
     def from_dense(cls, linear: nn.Linear) -> "SparseLinear":
