@@ -23,6 +23,8 @@ class SparseConv2d(SparseModule):
     given are shared, tensors become parameters. The other arguments mean what they mean for torch.nn.Conv2d, as pairs.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         pattern: Pattern,

@@ -16,6 +16,8 @@ class SparseLinear(SparseModule):
     None; parameters given are shared, tensors become parameters.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = self.weight_shape = pattern.shape
