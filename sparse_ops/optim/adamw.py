@@ -1,0 +1,99 @@
+"""AdamW with penalty, update, mask and exact threshold statistics in one pass over the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sparse_ops.ops.regularized_adamw import regularized_adamw_
+from sparse_ops.optim.fused import SweepInside, in_storage_of
+
+
+class AdamW(SweepInside, torch.optim.AdamW):
+    """torch.optim.AdamW's rule, signature, parameter groups and state_dict, in one fused pass, with a sweep or without.
+
+    The penalty of a sparsifier joins the gradient, as a term of the loss would; weight decay stays decoupled.
+    `foreach`, `fused` and `capturable` are accepted and kept for exchange with torch.optim.AdamW, but choose nothing;
+    `lr` and betas may be tensors (on CUDA they are read each step, which waits for the device). Gradients are only
+    read. Under GradScaler the step unscales and skips by itself. ValueError for differentiable=True and for sparse
+    gradients.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if differentiable:
+            raise ValueError("AdamW: differentiable is True; the fused step writes in place and has no gradient")
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            fused=fused,
+        )
+
+    def _update(self, group: dict[str, Any]) -> list[Tensor]:
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        amsgrad = bool(group["amsgrad"])
+        updated: list[Tensor] = []
+        for bucket in self._buckets(group, lambda p: None):
+            states = [self._state_of(p, amsgrad) for p in bucket.params]
+            steps: list[Tensor] = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            regularized_adamw_(
+                bucket.params,
+                bucket.grads,
+                in_storage_of(bucket.params, states, "exp_avg"),
+                in_storage_of(bucket.params, states, "exp_avg_sq"),
+                in_storage_of(bucket.params, states, "max_exp_avg_sq") if amsgrad else [],
+                steps,
+                bucket.masks,
+                bucket.groups,
+                bucket.scopes,
+                *bucket.tables,
+                penalty=bucket.penalty,
+                lr=float(group["lr"]),
+                beta1=beta1,
+                beta2=beta2,
+                eps=float(group["eps"]),
+                weight_decay=float(group["weight_decay"]),
+                maximize=bool(group["maximize"]),
+                grad_scale=bucket.grad_scale,
+                found_inf=bucket.found_inf,
+            )
+            if bucket.found_inf is not None:
+                for step in steps:  # a step that the device skips does not count
+                    step -= bucket.found_inf.to(step)
+            updated += bucket.params
+        return updated
+
+    def _state_of(self, p: Tensor, amsgrad: bool) -> dict[str, Any]:
+        """The state as torch.optim.AdamW makes and loads it; the count of steps is a float32 number."""
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = torch.zeros_like(p)
+        if amsgrad and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(p)
+        if state["step"].dtype != torch.float32:
+            state["step"] = state["step"].float()
+        return state

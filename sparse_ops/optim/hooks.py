@@ -1,0 +1,105 @@
+"""attach: gives an optimiser a sweep, inside its step where it has one, by step hooks where it has not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sparse_ops.optim.fused import SweepInside
+from sparse_ops.optim.sweep import Sweep
+
+_MARK = "_sparse_ops_attachment"
+
+
+class Attachment:
+    """A sweep on an optimiser, until `detach`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, sweep: Sweep) -> None:
+        self.optimizer, self.sweep = optimizer, sweep
+        self._skips = False
+        self._handles: list[Any] = []
+        if isinstance(optimizer, SweepInside):
+            optimizer.sweep = sweep
+        else:
+            self._handles = [
+                optimizer.register_step_pre_hook(self._before),
+                optimizer.register_step_post_hook(self._after),
+            ]
+        sweep.optimizer = optimizer
+        setattr(optimizer, _MARK, self)
+
+    def detach(self) -> None:
+        """Take the sweep off again; the optimiser goes on as before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if isinstance(self.optimizer, SweepInside):
+            self.optimizer.sweep = None
+        if getattr(self.optimizer, _MARK, None) is self:
+            delattr(self.optimizer, _MARK)
+
+    @torch.no_grad()
+    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Bring the penalty into the gradients, or into each evaluation of a closure."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._skips = found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0
+        if self._skips:
+            return None
+        self.sweep.begin()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self.sweep.join_gradients(getattr(optimizer, "grad_scale", None))
+            return None
+        wrapped = self._wrap(closure)
+        if len(args) > 1:
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def with_penalty() -> Any:
+            self.sweep.forget_added()
+            loss = closure()
+            with torch.no_grad():
+                self.sweep.join_gradients()
+            return loss
+
+        return with_penalty
+
+    @torch.no_grad()
+    def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Masks on weights and state, then the statistics of the new weights."""
+        if self._skips:
+            return
+        self.sweep.mask_state(optimizer.state)
+        self.sweep.observe()
+        self.sweep.finish()
+
+
+def attach(optimizer: torch.optim.Optimizer, sweep: Sweep) -> Attachment:
+    """Put a sweep on an optimiser that updates all of the sweep's weights.
+
+    sparse_ops.optim's optimisers take it into their own pass. Any other optimiser of torch.optim's kind gets hooks
+    around `step`: before it the penalty is added to .grad (after each evaluation, for a closure) and masked gradients
+    are zeroed; after it the masks are applied to the weights and to all state of their shapes, and one light pass takes
+    the statistics. ValueError when the optimiser has a sweep already or does not hold one of the weights.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"the optimizer is {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    if getattr(optimizer, _MARK, None) is not None:
+        raise ValueError(
+            f"this {type(optimizer).__name__} has a sparsifier already; call its finalize() before starting another"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, w in sweep.weights.items() if id(w) not in held]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"the optimizer does not update {missing[0]}{more}: optimizer and model do not match; give the optimizer "
+            "all of model.parameters(), or leave such weights out with exclude="
+        )
+    return Attachment(optimizer, sweep)
+
+
+def reset_state(optimizer: torch.optim.Optimizer) -> None:
+    """Forget momentum and moments, as a new optimiser with the same groups would start."""
+    optimizer.state.clear()

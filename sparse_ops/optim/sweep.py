@@ -1,0 +1,352 @@
+"""The Sweep: which weights a training method watches, and the tensors that carry its state from step to step."""
+
+import math
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops.masks import PackedMask
+from sparse_ops.ops.add_penalty_grad import add_penalty_grad_
+from sparse_ops.ops.sweep_finish import sweep_finish_
+from sparse_ops.ops.sweep_observe import sweep_observe_
+from sparse_ops.optim import verify
+from sparse_ops.optim.packed import PackedBits, unpacked_state
+
+PENALTIES = ("none", "l1", "l2", "growing_l2", "hypersparse")
+CANDIDATE_SHARE = 32  # room for one candidate in 32 weights; the bracket aims at 0.1 to 1 %
+
+
+class Sweep:
+    """What one fused pass per step needs to know and leaves behind.
+
+    weights: name -> parameter, all on one device. scopes: the row of each weight in the tensors of the sweep (default:
+    all in row 0). The penalty, its strength, the masks and the tracked sparsity are set by a method; optimisers call
+    `begin`, hand `operands` to their op, and call `finish`. Nothing here synchronises with a CUDA device but
+    `metrics`, `state_dict` and check=True.
+
+    tolerance: the largest |ds/s| for which A is corrected instead of summed anew. exact_every: steps between two
+    exact passes that are taken in any case. check=True recomputes threshold, coefficients and masks exactly after each
+    step and raises AssertionError where they disagree.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        scopes: Sequence[int] | None = None,
+        *,
+        tolerance: float = 0.01,
+        exact_every: int = 1000,
+        check: bool = False,
+    ) -> None:
+        if not weights:
+            raise ValueError("Sweep: there are no weights to watch")
+        rows = list(scopes) if scopes is not None else [0] * len(weights)
+        if len(rows) != len(weights) or sorted(set(rows)) != list(range(max(rows) + 1)):
+            raise ValueError(f"Sweep: scopes are {rows} for {len(weights)} weights; expected every row from 0 up")
+        devices = {name: w.device for name, w in weights.items()}
+        first, device = next(iter(devices.items()))
+        for name, other in devices.items():
+            if other != device:
+                raise ValueError(f"Sweep: {first} is on {device}, {name} on {other}; all must be on one device")
+        self.weights = dict(weights)
+        self.scopes = dict(zip(weights, rows, strict=True))
+        self.numel = [0] * (max(rows) + 1)
+        for name, w in weights.items():
+            self.numel[self.scopes[name]] += w.numel()
+        self.tolerance, self.exact_every, self.check = tolerance, exact_every, check
+        self.optimizer: torch.optim.Optimizer | None = None  # set by optim.hooks.attach
+        self.penalty = "none"
+        self.ranks = [0] * len(self.numel)
+        self.steps = 0
+        self._names: dict[Tensor, str] = {w: name for name, w in weights.items()}
+        self._masks, self._groups = self._packed("mask", {}), self._packed("group", {})
+        self._seen: list[tuple[int, int]] | None = None
+        self._adopt = False
+        self._added: tuple[str, Any] | None = None
+        self._warned = False
+        self._allocate(device)
+
+    def _allocate(self, device: torch.device) -> None:
+        R = len(self.numel)
+        capacity = min(max(self.numel), max(4096, math.ceil(max(self.numel) / CANDIDATE_SHARE)))
+        double = any(w.dtype == torch.float64 for w in self.weights.values())
+        self.coefficients = torch.zeros(R, 4, dtype=torch.float64, device=device)
+        self.brackets = torch.zeros(R, 2, dtype=torch.float64, device=device)
+        self.statistics = torch.zeros(R, 7, dtype=torch.float64, device=device)
+        self.report = torch.zeros(R, 8, dtype=torch.float64, device=device)
+        self.candidates = torch.zeros(R, capacity, dtype=torch.float64 if double else torch.float32, device=device)
+        self._hits = torch.zeros(R, dtype=torch.float64, device=device)
+
+    # What a method sets
+
+    def set_penalty(self, name: str, strength: float = 0.0, kept_strength: float = 0.0) -> None:
+        """Add this penalty's gradient from the next step on, with the same strength in every tracked scope."""
+        if name not in PENALTIES:
+            raise ValueError(f"Sweep: penalty is {name!r}; it may be one of {', '.join(PENALTIES)}")
+        for value in (strength, kept_strength):
+            if not math.isfinite(value):
+                raise ValueError(f"Sweep: the strength of {name} is {value}, expected a finite number")
+        self.penalty = name
+        self.coefficients[:, 0] = strength
+        self.coefficients[:, 1] = kept_strength
+
+    def track(self, sparsities: float | Sequence[float] | None) -> None:
+        """Know after each step the magnitude at these shares of each scope's weights; None stops it.
+
+        With sparsity kappa over n weights it is the (floor(kappa n) + 1)-th smallest. A scope with kappa 0 is not
+        tracked.
+        """
+        listed = [0.0 if sparsities is None else sparsities] * len(self.numel)
+        if isinstance(sparsities, Sequence):
+            listed = list(sparsities)
+        if len(listed) != len(self.numel) or not all(0 <= kappa < 1 for kappa in listed):  # type: ignore[operator]
+            raise ValueError(f"Sweep: tracked sparsities are {listed} for {len(self.numel)} scopes in [0, 1)")
+        ranks = [math.floor(k * n) + 1 if k > 0 else 0 for k, n in zip(listed, self.numel, strict=True)]  # type: ignore[operator]
+        if ranks != self.ranks:
+            self.ranks, self._seen = ranks, None
+
+    @property
+    def masks(self) -> dict[str, PackedMask]:
+        """Name -> mask in force; empty when nothing is masked."""
+        return dict(self._masks.masks)
+
+    def set_masks(self, masks: Mapping[str, PackedMask]) -> None:
+        """Hold these weights and their optimiser state at zero where the masks are 0, from now on; {} frees all.
+
+        The weights are zeroed at once, the optimiser's state at its next step.
+        """
+        self._masks = self._packed("mask", masks)
+        self._masks.apply(list(self.weights.items()))
+        self._seen = None
+
+    def set_groups(self, groups: Mapping[str, PackedMask]) -> None:
+        """For growing_l2: strength where the bit is 1, kept strength where it is 0."""
+        self._groups = self._packed("group", groups)
+
+    def _packed(self, what: str, masks: Mapping[str, PackedMask]) -> PackedBits:
+        return PackedBits(what, {name: w.shape for name, w in self.weights.items()}, masks)
+
+    # What an optimiser calls, around its update
+
+    def begin(self) -> None:
+        """Before an update: exact coefficients where the weights were changed by someone else since the last one."""
+        device = next(iter(self.weights.values())).device
+        if device != self.coefficients.device:
+            self._move(device)
+        if self._adopt:
+            self._adopt = False
+        elif self._seen != self._state_of_weights():
+            self.refresh()
+
+    def operands(self, params: Sequence[Tensor]) -> tuple[list[int], list[Tensor], list[Tensor]]:
+        """(scopes, packed masks, packed groups) of these parameters, as the ops take them."""
+        names = [self._names.get(p) for p in params]
+        scopes = [-1 if name is None else self.scopes[name] for name in names]
+        return scopes, self._masks.operands(names, params), self._groups.operands(names, params)
+
+    @property
+    def penalty_now(self) -> str:
+        """The penalty that the coming update has still to add: none where `add_penalty_grad_` has added it."""
+        return "none" if self._was_added() else self.penalty
+
+    def observe(self, without: Sequence[Tensor] = ()) -> None:
+        """Masks and statistics of all weights but those that the optimiser's own sweep has covered."""
+        covered = set(without)
+        params: list[Tensor] = [w for w in self.weights.values() if w not in covered]
+        if params:
+            scopes, masks, _ = self.operands(params)
+            sweep_observe_(params, masks, scopes, self.coefficients, self.brackets, self.statistics, self.candidates)
+
+    def finish(self) -> None:
+        """After an update: threshold, coefficients and bracket of the next step."""
+        self.steps += 1
+        self._added = None
+        on_cpu = self.statistics.device.type == "cpu"
+        finite = not on_cpu or math.isfinite(self.statistics[:, 0].sum().item())
+        self._finish(exact=self.exact_every > 0 and self.steps % self.exact_every == 0)
+        self._hits += self.report[:, 2]
+        self._seen = self._state_of_weights()
+        if not finite:
+            self.raise_non_finite()
+        if on_cpu:
+            self._warn_without_threshold()
+        if self.check:
+            self._verify()
+
+    def refresh(self) -> None:
+        """Exact threshold and coefficients of the weights as they are, after a change that was not an update."""
+        self._masks.apply(list(self.weights.items()))
+        if any(self.ranks):
+            self._finish(exact=True)
+            if self.statistics.device.type == "cpu" and bool(self.report[:, 7].any()):
+                self.raise_non_finite()
+        self._seen = self._state_of_weights()
+
+    @torch.no_grad()
+    def add_penalty_grad_(self, grad_scale: Tensor | None = None) -> None:
+        """Add the penalty to the gradients now, and not again in the step that follows."""
+        self.begin()
+        self.join_gradients(grad_scale)
+        name = next((name for name, w in self.weights.items() if w.grad is not None), None)
+        if name is not None:
+            self._added = name, weakref.ref(self.weights[name].grad)
+
+    def join_gradients(self, grad_scale: Tensor | None = None) -> None:
+        """Add the penalty to .grad where it is not yet, and zero what the masks prune."""
+        climbing = {
+            p for g in (self.optimizer.param_groups if self.optimizer else []) if g.get("maximize") for p in g["params"]
+        }
+        penalty = self.penalty_now
+        for maximized in (False, True):  # such an optimiser negates the gradient, and would the penalty with it
+            params: list[Tensor] = [
+                w for w in self.weights.values() if w.grad is not None and (w in climbing) == maximized
+            ]
+            grads = [w.grad for w in params if w.grad is not None]
+            if params and penalty != "none":
+                scopes, _, groups = self.operands(params)
+                factor = grad_scale
+                if maximized:
+                    factor = -(grad_scale if grad_scale is not None else torch.ones((), device=params[0].device))
+                add_penalty_grad_(grads, params, groups, scopes, self.coefficients, penalty=penalty, grad_scale=factor)
+            self._masks.apply([(self._names[p], grad) for p, grad in zip(params, grads, strict=True)])
+
+    def forget_added(self) -> None:
+        """The gradients are about to be computed anew: what `add_penalty_grad_` added is gone."""
+        self._added = None
+
+    def mask_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Zero, where the masks prune, every tensor of an optimiser's state that has its weight's shape."""
+        self._masks.apply(
+            [
+                (name, t)
+                for name, weight in self.weights.items()
+                for t in (state[weight].values() if weight in state else ())
+                if isinstance(t, Tensor) and t.shape == weight.shape and t.is_floating_point()
+            ]
+        )
+
+    # Numbers and resuming
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars of the last step; `ds_over_s` is the relative change of the scale s of HyperSparse in that step.
+
+        With several scopes threshold, scale and ratio have one entry per scope, `threshold/3`.
+        """
+        tracked = [r for r, rank in enumerate(self.ranks) if rank]
+        rows, coefficients = self.report.tolist(), self.coefficients.tolist()
+        values: dict[str, float] = {"strength": coefficients[0][0]}
+        for r in tracked:
+            suffix = f"/{r}" if len(self.numel) > 1 else ""
+            values[f"threshold{suffix}"] = rows[r][0]
+            values[f"scale{suffix}"], values[f"ratio{suffix}"] = coefficients[r][2:]
+        if tracked:
+            steps = sum(rows[r][6] for r in tracked)
+            values["candidates"] = sum(rows[r][3] for r in tracked)
+            values["ds_over_s"] = max((rows[r][4] for r in tracked), key=abs)
+            values["exact_passes"] = sum(rows[r][5] for r in tracked)
+            values["hit_rate"] = sum(self._hits[r].item() for r in tracked) / steps if steps else 0.0
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to continue bit for bit: tensors, numbers and strings."""
+        return {
+            "names": list(self.weights),
+            "penalty": self.penalty,
+            "ranks": list(self.ranks),
+            "steps": self.steps,
+            "primed": self._adopt or self._seen == self._state_of_weights(),
+            "coefficients": self.coefficients.clone(),
+            "brackets": self.brackets.clone(),
+            "report": self.report.clone(),
+            "hits": self._hits.clone(),
+            "masks": self._masks.state_dict(),
+            "groups": self._groups.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken; the weights are loaded by their own state_dict, before or after."""
+        if list(state["names"]) != list(self.weights):
+            odd = sorted(set(state["names"]) ^ set(self.weights)) or ["their order"]
+            raise ValueError(f"Sweep: the checkpoint's prunable weights differ from the model's: {', '.join(odd[:5])}")
+        if tuple(state["coefficients"].shape) != tuple(self.coefficients.shape):
+            found, own = state["coefficients"].shape[0], len(self.numel)
+            raise ValueError(f"Sweep: the checkpoint has {found} scopes, this sweep {own}")
+        for name, own_tensor in (
+            ("coefficients", self.coefficients),
+            ("brackets", self.brackets),
+            ("report", self.report),
+            ("hits", self._hits),
+        ):
+            own_tensor.copy_(state[name])
+        self.statistics.zero_()
+        self.penalty, self.ranks, self.steps = state["penalty"], list(state["ranks"]), state["steps"]
+        device = self.coefficients.device
+        self._masks = self._packed("mask", {k: unpacked_state(v, device) for k, v in state["masks"].items()})
+        self._groups = self._packed("group", {k: unpacked_state(v, device) for k, v in state["groups"].items()})
+        self._seen, self._adopt, self._added = None, bool(state["primed"]), None
+
+    def raise_non_finite(self) -> None:
+        """ValueError naming the first weight that holds a NaN or an infinity, and the value."""
+        for name, w in self.weights.items():
+            bad = w.detach()[~torch.isfinite(w.detach())]
+            if bad.numel():
+                raise ValueError(
+                    f"{name} holds {bad.numel()} non-finite values ({bad[0].item()}) after step {self.steps}"
+                )
+        raise ValueError(f"the sum of magnitudes is not finite after step {self.steps}: the weights overflow")
+
+    # Inside
+
+    def _finish(self, exact: bool) -> None:
+        sweep_finish_(
+            list(self.weights.values()),
+            list(self.scopes.values()),
+            self.ranks,
+            self.coefficients,
+            self.brackets,
+            self.statistics,
+            self.candidates,
+            self.report,
+            tolerance=self.tolerance,
+            exact=exact,
+        )
+
+    def _state_of_weights(self) -> list[tuple[int, int]]:
+        return [(w._version, w.data_ptr()) for w in self.weights.values()]
+
+    def _move(self, device: torch.device) -> None:
+        for name in ("coefficients", "brackets", "statistics", "report", "candidates", "_hits"):
+            setattr(self, name, getattr(self, name).to(device))
+
+    def _was_added(self) -> bool:
+        if self._added is None:
+            return False
+        name, reference = self._added
+        return self.weights[name].grad is not None and self.weights[name].grad is reference()
+
+    def _warn_without_threshold(self) -> None:
+        if self._warned or self.penalty != "hypersparse":
+            return
+        for r, rank in enumerate(self.ranks):
+            if rank and self.report[r, 0].item() == 0:
+                names = [name for name, scope in self.scopes.items() if scope == r]
+                listed = names[0] if len(names) == 1 else f"{len(names)} weights"
+                warnings.warn(
+                    f"HyperSparse: the {rank}-th smallest magnitude of {listed} is 0, since more weights than the "
+                    "target are exactly zero; no penalty is added while that is so",
+                    stacklevel=4,
+                )
+                self._warned = True
+                return
+
+    def _verify(self) -> None:
+        verify.masks_hold((name, self.weights[name], mask) for name, mask in self._masks.masks.items())
+        for r, rank in enumerate(self.ranks):
+            if rank:
+                mine = [w for name, w in self.weights.items() if self.scopes[name] == r]
+                threshold, (scale, ratio) = self.report[r, 0].item(), self.coefficients[r, 2:].tolist()
+                verify.scope_holds(r, mine, rank, self.tolerance, threshold, scale, ratio)

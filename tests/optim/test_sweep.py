@@ -1,0 +1,176 @@
+"""Sweep: exact coefficients whatever happens to the weights, resuming, and what is refused."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from small_networks import cnn, gradients
+
+from sparse_ops import optim, prunable
+from sparse_ops.masks import PackedMask, magnitude_mask
+from sparse_ops.optim import Sweep, attach
+
+
+def swept(lr=0.05, **options):
+    net = cnn()
+    optimizer = optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    sweep = Sweep(prunable.select(net).parameters, check=True, **options)
+    attach(optimizer, sweep)
+    sweep.set_penalty("hypersparse", 1e-2)
+    sweep.track(0.9)
+    return net, optimizer, sweep
+
+
+def step(net, optimizer, number):
+    gradients(net, number)
+    optimizer.step()
+
+
+def exactly(sweep, kappa=0.9):
+    """(threshold, scale, ratio) by the literal formula in float64."""
+    u = torch.cat([w.detach().double().abs().flatten() for w in sweep.weights.values()]).sort().values
+    a_k = u[int(kappa * u.numel())].item()
+    s = 0.6585 / a_k
+    return a_k, s, (u.sum() / torch.tanh(s * u).sum()).item()
+
+
+def test_the_coefficients_of_each_step():
+    net, optimizer, sweep = swept(lr=0.002)
+    for number in range(20):
+        step(net, optimizer, number)
+        values = sweep.metrics()
+        assert (values["threshold"], values["scale"], values["ratio"]) == pytest.approx(exactly(sweep), rel=1e-6)
+    assert values["hit_rate"] > 0.5
+    assert values["candidates"] > 0 and abs(values["ds_over_s"]) < 0.2
+    assert values["exact_passes"] < 10
+
+
+def test_a_change_from_outside_is_seen():
+    net, optimizer, sweep = swept()
+    step(net, optimizer, 0)
+    with torch.no_grad():
+        net[5].weight.mul_(3)
+    before = {name: w.detach().clone() for name, w in sweep.weights.items()}
+    _, s, ratio = exactly(sweep)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.param_groups[0].update(momentum=0.0)
+    optimizer.step()
+    for name, w in sweep.weights.items():
+        old = before[name].double()
+        penalty = 1e-2 * s * old.sign() / torch.cosh(s * old.abs()) ** 2 * ratio
+        torch.testing.assert_close(w.double(), old - 0.05 * penalty, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+def test_resume_is_bit_for_bit(model_first):
+    net, optimizer, sweep = swept()
+    masks = magnitude_mask(list(sweep.weights.values()), 0.3)
+    sweep.set_masks(dict(zip(sweep.weights, masks, strict=True)))
+    for number in range(4):
+        step(net, optimizer, number)
+    states = copy.deepcopy((net.state_dict(), optimizer.state_dict(), sweep.state_dict()))
+    other, other_optimizer, other_sweep = swept()
+    step(other, other_optimizer, 77)
+    loads = [lambda: other.load_state_dict(states[0]), lambda: other_sweep.load_state_dict(states[2])]
+    for load in loads if model_first else reversed(loads):
+        load()
+    other_optimizer.load_state_dict(states[1])
+    for number in range(4, 9):
+        step(net, optimizer, number), step(other, other_optimizer, number)
+    for a, b in ((net, other), (optimizer, other_optimizer)):
+        torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
+    assert sweep.metrics() == other_sweep.metrics()
+    assert torch.equal(sweep.coefficients, other_sweep.coefficients)
+
+
+def test_refusals_on_loading():
+    _, _, sweep = swept()
+    state = sweep.state_dict()
+    layer = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"prunable weights differ from the model's: 0.weight"):
+        Sweep({"weight": layer.weight}).load_state_dict(state)
+    with pytest.raises(ValueError, match="has 1 scopes, this sweep 3"):
+        Sweep(sweep.weights, [0, 1, 2]).load_state_dict(state)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("penalty", ["none", "hypersparse"])
+def test_a_non_finite_weight_is_named_in_its_step(bad, penalty):
+    net, optimizer, sweep = swept()
+    sweep.set_penalty(penalty, 1e-3)
+    if penalty == "none":
+        sweep.track(None)
+    sweep.check = False
+    step(net, optimizer, 0)
+    gradients(net, 1)
+    net[5].weight.grad[2, 3] = bad
+    with pytest.raises(ValueError, match=r"5.weight holds 1 non-finite values \((nan|-inf)\) after step 2"):
+        optimizer.step()
+
+
+def test_no_threshold_is_no_penalty_and_one_warning():
+    net, optimizer, sweep = swept()
+    with torch.no_grad():
+        for w in sweep.weights.values():
+            w.mul_(torch.rand(w.shape, generator=torch.Generator().manual_seed(0)) < 0.03)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    before = [p.clone() for p in net.parameters()]
+    with pytest.warns(UserWarning, match="smallest magnitude of 3 weights is 0"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    torch.testing.assert_close([*net.parameters()], before, rtol=0, atol=0)
+
+
+def test_masks_follow_the_memory_format():
+    net, optimizer, sweep = swept()
+    masks = dict(zip(sweep.weights, magnitude_mask(list(sweep.weights.values()), 0.5), strict=True))
+    sweep.set_masks(masks)
+    step(net, optimizer, 0)
+    net.to(memory_format=torch.contiguous_format)
+    step(net, optimizer, 1)
+    for name, w in sweep.weights.items():
+        assert torch.equal(w == 0, ~masks[name].to_dense())
+        assert torch.equal(optimizer.state[w]["momentum_buffer"] == 0, ~masks[name].to_dense())
+
+
+def test_check_finds_a_wrong_coefficient_and_a_stray_weight():
+    net, optimizer, sweep = swept(tolerance=0.5, exact_every=0)
+    step(net, optimizer, 0)
+    sweep.exact_every, finish = 0, sweep._finish
+
+    def wrong(exact):
+        finish(exact)
+        sweep.coefficients[0, 3] *= 1.2
+
+    sweep._finish = wrong
+    with pytest.raises(AssertionError, match="the ratio is"):
+        step(net, optimizer, 1)
+    sweep._finish = finish
+    full = torch.ones(4, 24, dtype=torch.bool)
+    full[0, 0] = False
+    sweep.set_masks({"7.weight": PackedMask.from_dense(full)})
+    sweep.observe = lambda without=(): net[7].weight.data.fill_(1.0)
+    with pytest.raises(AssertionError, match=r"7\.weight: 1 pruned weights are not zero"):
+        step(net, optimizer, 2)
+
+
+def test_what_is_refused():
+    _, _, sweep = swept()
+    with pytest.raises(ValueError, match="penalty is 'l3'"):
+        sweep.set_penalty("l3", 1.0)
+    with pytest.raises(ValueError, match="strength of l1 is nan"):
+        sweep.set_penalty("l1", float("nan"))
+    with pytest.raises(ValueError, match=r"tracked sparsities are \[1.0\]"):
+        sweep.track(1.0)
+    mask = PackedMask.from_dense(torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"the mask of 5.weight is \(3,\), the weight \(24, 72\)"):
+        sweep.set_masks({"5.weight": mask})
+    with pytest.raises(ValueError, match="a mask for conv, which is not a prunable weight"):
+        sweep.set_masks({"conv": mask})
+    with pytest.raises(ValueError, match="no weights to watch"):
+        Sweep({})
