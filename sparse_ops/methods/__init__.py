@@ -1,0 +1,9 @@
+"""Training methods: each takes a dense network to a sparse one behind the same contract."""
+
+from sparse_ops.methods.art import ART
+from sparse_ops.methods.collapse import CollapseWarning
+from sparse_ops.methods.magnitude import OneShot
+from sparse_ops.methods.registry import MethodInfo, get, names
+from sparse_ops.methods.updater import PhaseChange, Sparsifier
+
+__all__ = ["ART", "CollapseWarning", "MethodInfo", "OneShot", "PhaseChange", "Sparsifier", "get", "names"]

@@ -23,8 +23,6 @@ class SparseConv2d(SparseModule):
     given are shared, tensors become parameters. The other arguments mean what they mean for torch.nn.Conv2d, as pairs.
     """
 
-    bias: nn.Parameter | None
-
     def __init__(
         self,
         pattern: Pattern,
@@ -50,8 +48,7 @@ class SparseConv2d(SparseModule):
         self.set_weight(pattern, values)
         if bias is not None and bias.shape != (self.out_channels,):
             raise ValueError(f"SparseConv2d: the bias is {tuple(bias.shape)}, expected ({self.out_channels},)")
-        bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        self.register_parameter("bias", bias)  # also None, as nn.Conv2d does
+        self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d) -> "SparseConv2d":

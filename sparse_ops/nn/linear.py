@@ -16,16 +16,13 @@ class SparseLinear(SparseModule):
     None; parameters given are shared, tensors become parameters.
     """
 
-    bias: nn.Parameter | None
-
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = self.weight_shape = pattern.shape
         self.set_weight(pattern, values)
         if bias is not None and bias.shape != (self.out_features,):
             raise ValueError(f"SparseLinear: the bias is {tuple(bias.shape)}, expected ({self.out_features},)")
-        bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        self.register_parameter("bias", bias)  # also None, as nn.Linear does
+        self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
 
     @classmethod
     def from_dense(cls, linear: nn.Linear) -> "SparseLinear":

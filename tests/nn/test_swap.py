@@ -149,17 +149,6 @@ def test_a_tied_bias_stays_tied():
     assert sparse[0].bias is sparse[1].bias and sparse[0].bias is not model[0].bias
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.Linear(40, 30, bias=False), nn.Conv2d(8, 8, 3, bias=False)], ids=["linear", "conv"]
-)
-def test_no_bias(layer):
-    with torch.no_grad():
-        layer.weight.copy_(layer.weight * (torch.rand_like(layer.weight) < 0.1))
-    sparse = sparsify(nn.Sequential(layer), policy="all", verbose=False)
-    assert isinstance(sparse[0], SparseModule) and sparse[0].bias is None
-    assert torch.equal(densify(sparse)[0].weight, layer.weight) and densify(sparse)[0].bias is None
-
-
 def test_weights_pruned_by_torch():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)), torch.randn(4, 32)

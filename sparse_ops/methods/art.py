@@ -1,0 +1,138 @@
+"""ART with HyperSparse: train dense, let a penalty grow until the pruned network is as good, fine-tune the survivors.
+
+Glandorf, Kaiser, Rosenhahn: HyperSparse Neural Networks: Shifting Exploration to Exploitation through Adaptive
+Regularization, ICCVW 2023, arXiv 2308.07163.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sparse_ops.masks import Count, Scope
+from sparse_ops.methods.best_of import BestOf
+from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.schedules import growing, steps_at_half_and_three_quarters
+from sparse_ops.methods.updater import Evaluate, Sparsifier, epochs, fraction
+from sparse_ops.optim.snapshot import Snapshot, pruned
+from sparse_ops.prunable import Filters
+
+
+class ART(Sparsifier):
+    """Adaptive Regularized Training.
+
+    pretrain: `pretrain_epochs` dense epochs (0 for a trained model). regularize: in epoch e the penalty's strength is
+    lambda_init * eta^e; after each epoch the network is pruned to `sparsity`, given to `evaluate` and restored; of the
+    last 2 * half_window + 1 pruned networks the middle one is kept as the best when their mean accuracy exceeds the
+    best's own, and the phase ends when the best mean exceeds the epoch's train_accuracy, or after
+    `max_regularize_epochs` (without train_accuracy: only then). finetune: from the best pruned weights with a fixed
+    mask and a cleared optimiser, the learning rate times 0.1 at half and at three quarters of `finetune_epochs`.
+
+    The defaults are the authors' for CIFAR-10 with SGD at learning rate 0.1. The other arguments are those of
+    `Sparsifier`; count="art" prunes as the authors do, floor(sparsity n) + 1 weights and all ties.
+    """
+
+    name = "art"
+    phases = ("pretrain", "regularize", "finetune")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sparsity: Sparsity,
+        pretrain_epochs: int = 60,
+        max_regularize_epochs: int = 100,
+        finetune_epochs: int = 160,
+        *,
+        regularizer: Literal["hypersparse", "l1", "l2"] = "hypersparse",
+        lambda_init: float = 5e-6,
+        eta: float = 1.05,
+        half_window: int = 1,
+        prunable: Filters = None,
+        exclude: Filters = None,
+        scope: Scope = "global",
+        count: Count = "nearest",
+        min_nonzeros: int = 0,
+        lr: Literal["method", "user"] = "method",
+        strict: bool = False,
+        check: bool = False,
+    ) -> None:
+        self.lengths = {
+            "pretrain": pretrain_epochs,
+            "regularize": max_regularize_epochs,
+            "finetune": finetune_epochs,
+        }
+        epochs("ART", **{f"{'max_' if k == 'regularize' else ''}{k}_epochs": v for k, v in self.lengths.items()})
+        epochs("ART", half_window=half_window)
+        if regularizer not in ("hypersparse", "l1", "l2"):
+            raise ValueError(f"ART: regularizer is {regularizer!r}; it may be one of hypersparse, l1, l2")
+        for name, value in (("lambda_init", lambda_init), ("eta", eta)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"ART: {name} is {value}, expected a finite number > 0")
+        self.regularizer, self.lambda_init, self.eta = regularizer, float(lambda_init), float(eta)
+        self.best = BestOf(half_window)
+        super().__init__(
+            model,
+            optimizer,
+            sparsity,
+            prunable=prunable,
+            exclude=exclude,
+            scope=scope,
+            count=count,
+            min_nonzeros=min_nonzeros,
+            lr=lr,
+            strict=strict,
+            check=check,
+        )
+        self._start()
+
+    @property
+    def lr_factor(self) -> float:
+        """1, in the fine-tuning 0.1 from half and 0.01 from three quarters of it on."""
+        if self.phase != "finetune":
+            return 1.0
+        return steps_at_half_and_three_quarters(self.phase_epoch, self.lengths["finetune"])
+
+    def _length(self, phase: str) -> int:
+        return self.lengths[phase]
+
+    def _enter(self, phase: str) -> None:
+        if phase == "regularize":
+            self.sweep.track(self.budget.tracked(self.weights))
+            self._grow(0)
+        elif phase == "finetune":
+            self.sweep.set_penalty("none")
+            self.sweep.track(None)
+            if self.best.snapshot is not None:
+                self.best.snapshot.restore(self.model, self.weights)
+            self._prune(self.best.snapshot.masks if self.best.snapshot else self.budget.masks(self.weights))
+            self.best.forget()
+
+    def _grow(self, epoch: int) -> None:
+        self.sweep.set_penalty(self.regularizer, growing(self.lambda_init, self.eta, epoch))
+
+    def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
+        if self.phase != "regularize":
+            return {}, None
+        if evaluate is None:
+            raise ValueError("ART: end_epoch needs evaluate (model -> accuracy in [0, 1]) in the phase 'regularize'")
+        masks = self.budget.masks(self.weights)
+        with torch.no_grad(), pruned(self.model, self.weights, masks):
+            accuracy = fraction("the accuracy that evaluate returned", evaluate(self.model))
+        self.best.add(Snapshot.take(self.model, self.weights, masks), accuracy)
+        self._grow(self.phase_epoch + 1)
+        record = {"pruned_accuracy": accuracy, "best_mean_accuracy": self.best.mean}
+        if train_accuracy is not None and self.best.mean > train_accuracy:
+            mean = f"{self.best.mean:.4f}"
+            return record, f"the pruned networks' mean accuracy {mean} exceeds the dense one's {train_accuracy:.4f}"
+        return record, None
+
+    def _settings(self) -> dict[str, Any]:
+        return {"regularizer": self.regularizer, "lambda_init": self.lambda_init, "eta": self.eta, **self.lengths}
+
+    def _method_state(self) -> dict[str, Any]:
+        return {"best": self.best.state_dict()}
+
+    def _load_method_state(self, state: dict[str, Any]) -> None:
+        self.best.load_state_dict(state["best"], next(iter(self.weights.values())).device)

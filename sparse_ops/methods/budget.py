@@ -1,0 +1,102 @@
+"""How much: the sparsity that a method is asked for, as masks, and as what its sweep tracks."""
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import Tensor
+
+from sparse_ops import masks
+from sparse_ops.masks import Count, PackedMask, Scope
+
+Sparsity = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Validated; sparsity is one number, or a mapping from name patterns to numbers, the first match counting."""
+
+    sparsity: Sparsity
+    scope: Scope = "global"
+    count: Count = "nearest"
+    min_nonzeros: int = 0
+
+    def __post_init__(self) -> None:
+        values = self.sparsity.items() if isinstance(self.sparsity, Mapping) else [("", self.sparsity)]
+        for pattern, value in values:
+            where = f"sparsity[{pattern!r}]" if pattern else "sparsity"
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{where} is {value!r}, expected a number in [0, 1)")
+            if not 0 <= value < 1:
+                raise ValueError(f"{where} is {value}, expected 0 <= sparsity < 1")
+        for argument, chosen, known in (("scope", self.scope, get_args(Scope)), ("count", self.count, get_args(Count))):
+            if chosen not in known:
+                raise ValueError(f"{argument} is {chosen!r}; it may be one of {', '.join(known)}")
+        if isinstance(self.min_nonzeros, bool) or not isinstance(self.min_nonzeros, int) or self.min_nonzeros < 0:
+            raise ValueError(f"min_nonzeros is {self.min_nonzeros!r}, expected an integer >= 0")
+        if isinstance(self.sparsity, Mapping) and self.scope != "global":
+            raise ValueError(f"scope is {self.scope!r}, but sparsity gives one number per layer already")
+
+    def per_layer(self, names: Sequence[str]) -> list[float] | None:
+        """The sparsity of each named weight where the budget names layers, else None."""
+        if not isinstance(self.sparsity, Mapping):
+            return None
+        found = []
+        for name in names:
+            layer = name.rsplit(".", 1)[0]
+            hits = [p for p in self.sparsity if fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(layer, p)]
+            if not hits:
+                raise ValueError(f"sparsity gives no number for {name}; add one for it, or for '*' as the last entry")
+            found.append(self.sparsity[hits[0]])
+        for pattern in self.sparsity:
+            if not any(
+                fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n.rsplit(".", 1)[0], pattern) for n in names
+            ):
+                raise ValueError(f"sparsity[{pattern!r}] matches none of the prunable weights: {', '.join(names)}")
+        return found
+
+    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, PackedMask]:
+        """The masks with the budget's zeros at the smallest magnitudes of these weights; {} for a budget of none."""
+        layers = self.per_layer(list(weights))
+        sparsity = self.sparsity if layers is None else layers
+        assert not isinstance(sparsity, Mapping)
+        if not any(layers if layers is not None else [sparsity]):
+            return {}
+        packed = masks.magnitude_mask(weights.values(), sparsity, self.scope, self.count, self.min_nonzeros)
+        return dict(zip(weights, packed, strict=True))
+
+    def zeros(self, weights: Mapping[str, Tensor]) -> int | None:
+        """How many zeros the masks hold; None for count="art", where ties decide."""
+        if self.count == "art":
+            return None
+        sizes, layers = [w.numel() for w in weights.values()], self.per_layer(list(weights))
+        if layers is not None:
+            return sum([masks.budget(n, s, self.count) for n, s in zip(sizes, layers, strict=True)])
+        assert not isinstance(self.sparsity, Mapping)
+        return masks.budget(sum(sizes), self.sparsity, self.count)
+
+    def scopes(self, weights: Mapping[str, Tensor]) -> list[int]:
+        """The sweep's row of each weight: one for all, or one for each."""
+        single = self.scope == "global" and not isinstance(self.sparsity, Mapping)
+        return [0] * len(weights) if single else list(range(len(weights)))
+
+    def tracked(self, weights: Mapping[str, Tensor]) -> list[float]:
+        """The sparsity of each of the sweep's rows."""
+        layers = self.per_layer(list(weights))
+        if layers is not None:
+            return layers
+        assert not isinstance(self.sparsity, Mapping)
+        if self.scope == "global":
+            return [self.sparsity]
+        zeros = masks.layer_zeros(
+            [w.shape for w in weights.values()], self.sparsity, self.scope, self.count, self.min_nonzeros
+        )
+        return [_share(z, w.numel()) for z, w in zip(zeros, weights.values(), strict=True)]
+
+
+def _share(zeros: int, n: int) -> float:
+    """The smallest sparsity whose rank floor(kappa n) + 1 is zeros + 1."""
+    kappa = zeros / n
+    return kappa if math.floor(kappa * n) == zeros else math.nextafter(kappa, 1)

@@ -1,0 +1,39 @@
+"""The guard against layer collapse: which layers, or outputs of a layer, keep no weight under a mask."""
+
+import warnings
+from collections.abc import Mapping
+
+from sparse_ops.masks import PackedMask
+
+
+class CollapseWarning(UserWarning):
+    """A mask leaves a layer, or all inputs of some of its outputs, without any weight."""
+
+
+def without_weights(masks: Mapping[str, PackedMask]) -> dict[str, tuple[int, int]]:
+    """Name -> (outputs without any weight, outputs), for each mask that has such outputs."""
+    found = {}
+    for name, mask in masks.items():
+        alive = mask.to_dense().flatten(1).any(1) if len(mask.shape) > 1 else mask.to_dense()
+        dead = alive.numel() - int(alive.sum())
+        if dead:
+            found[name] = dead, alive.numel()
+    return found
+
+
+def guard(method: str, masks: Mapping[str, PackedMask], strict: bool) -> None:
+    """CollapseWarning naming the layers and how many of their outputs lose their last weight; ValueError if strict."""
+    found = without_weights(masks)
+    if not found:
+        return
+    layers = [name for name, (dead, outputs) in found.items() if dead == outputs]
+    outputs = [f"{name} ({dead} of {total} outputs)" for name, (dead, total) in found.items() if dead < total]
+    sentences = []
+    if layers:
+        sentences.append(f"no weight survives in {', '.join(layers)}")
+    if outputs:
+        sentences.append(f"some outputs lose all their inputs: {', '.join(outputs)}")
+    message = f"{method}: {'; '.join(sentences)}. min_nonzeros= keeps layers alive, as does a lower sparsity"
+    if strict:
+        raise ValueError(message)
+    warnings.warn(message, CollapseWarning, stacklevel=4)

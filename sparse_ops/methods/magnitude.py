@@ -1,0 +1,79 @@
+"""OneShot: train dense, prune once by magnitude, fine-tune with a fixed mask.
+
+Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015,
+arXiv 1506.02626, with a single pruning step.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sparse_ops.masks import Count, Scope
+from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.schedules import steps_at_half_and_three_quarters
+from sparse_ops.methods.updater import Sparsifier, epochs
+from sparse_ops.prunable import Filters
+
+
+class OneShot(Sparsifier):
+    """One magnitude pruning between dense training and fine-tuning.
+
+    pretrain: `pretrain_epochs` dense epochs (0 for a trained model). finetune: the smallest magnitudes are pruned, the
+    optimiser is cleared, and the survivors train for `finetune_epochs`, the learning rate times 0.1 at half and at
+    three quarters of them. The other arguments are those of `Sparsifier`.
+    """
+
+    name = "oneshot"
+    phases = ("pretrain", "finetune")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sparsity: Sparsity,
+        pretrain_epochs: int = 160,
+        finetune_epochs: int = 160,
+        *,
+        prunable: Filters = None,
+        exclude: Filters = None,
+        scope: Scope = "global",
+        count: Count = "nearest",
+        min_nonzeros: int = 0,
+        lr: Literal["method", "user"] = "method",
+        strict: bool = False,
+        check: bool = False,
+    ) -> None:
+        epochs("OneShot", pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs)
+        self.lengths = {"pretrain": pretrain_epochs, "finetune": finetune_epochs}
+        super().__init__(
+            model,
+            optimizer,
+            sparsity,
+            prunable=prunable,
+            exclude=exclude,
+            scope=scope,
+            count=count,
+            min_nonzeros=min_nonzeros,
+            lr=lr,
+            strict=strict,
+            check=check,
+        )
+        self._start()
+
+    @property
+    def lr_factor(self) -> float:
+        """1, in the fine-tuning 0.1 from half and 0.01 from three quarters of it on."""
+        if self.phase != "finetune":
+            return 1.0
+        return steps_at_half_and_three_quarters(self.phase_epoch, self.lengths["finetune"])
+
+    def _length(self, phase: str) -> int:
+        return self.lengths[phase]
+
+    def _enter(self, phase: str) -> None:
+        if phase == "finetune":
+            self._prune(self.budget.masks(self.weights))
+
+    def _settings(self) -> dict[str, Any]:
+        return dict(self.lengths)

@@ -1,0 +1,60 @@
+"""The methods by name, with what each of them promises."""
+
+import difflib
+from dataclasses import dataclass
+
+from sparse_ops.methods.art import ART
+from sparse_ops.methods.magnitude import OneShot
+from sparse_ops.methods.updater import Sparsifier
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a method is, and what the tests hold it to.
+
+    exact_budget: `finalize` leaves exactly the budget's zeros. masked_state_zero: where a mask is 0, the optimiser's
+    state is 0 too. needs_evaluate: `end_epoch` needs `evaluate`. fixed_length: the number of epochs is known before.
+    """
+
+    name: str
+    cls: type[Sparsifier]
+    paper: str
+    summary: str
+    exact_budget: bool = True
+    masked_state_zero: bool = True
+    needs_evaluate: bool = False
+    fixed_length: bool = True
+
+
+_METHODS = (
+    MethodInfo(
+        "art",
+        ART,
+        "Glandorf, Kaiser, Rosenhahn: HyperSparse Neural Networks: Shifting Exploration to Exploitation through "
+        "Adaptive Regularization, ICCVW 2023, arXiv 2308.07163",
+        "dense training, a penalty that grows until the pruned network is as good as the dense one, fine-tuning",
+        needs_evaluate=True,
+        fixed_length=False,
+    ),
+    MethodInfo(
+        "oneshot",
+        OneShot,
+        "Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, "
+        "arXiv 1506.02626, with one pruning step",
+        "dense training, one pruning by magnitude, fine-tuning",
+    ),
+)
+
+
+def names() -> list[str]:
+    """The names of all methods."""
+    return [info.name for info in _METHODS]
+
+
+def get(name: str) -> MethodInfo:
+    """The method of this name. ValueError with the nearest name for an unknown one."""
+    for info in _METHODS:
+        if info.name == name:
+            return info
+    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
+    raise ValueError(f"there is no method {name!r}; did you mean {near[0]!r}? There are: {', '.join(names())}")

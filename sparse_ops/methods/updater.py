@@ -1,0 +1,328 @@
+"""Sparsifier: the contract of every method, phases of epochs, masks, learning rate, resuming, and the way out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops import planning
+from sparse_ops.masks import Count, PackedMask, Scope
+from sparse_ops.methods import collapse
+from sparse_ops.methods.budget import Budget, Sparsity
+from sparse_ops.methods.report import Report
+from sparse_ops.optim.hooks import attach, reset_state
+from sparse_ops.optim.snapshot import apply_masks
+from sparse_ops.optim.sweep import Sweep
+from sparse_ops.prunable import Filters, select
+
+Evaluate = Callable[[nn.Module], float]
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class PhaseChange:
+    """A phase has ended. `epoch` counts the epochs that have ended so far."""
+
+    before: str
+    after: str
+    epoch: int
+    reason: str
+
+
+class Sparsifier(ABC):
+    """Takes a dense network to a sparse one while the user's own loop trains it.
+
+    Call `end_epoch` after each epoch until `finished`, then `finalize`. A subclass names its `phases` and defines
+    `_length`, `_enter` and, where a phase may end early, `_judge`; it sets penalties, budgets and masks of `sweep` and
+    never touches weights.
+
+    sparsity: share of zeros among the prunable weights, in [0, 1), or a mapping from name patterns to such shares.
+    prunable, exclude: which weights, see `sparse_ops.prunable.select`. scope: "global", "uniform" or "erk"; count:
+    "nearest", "floor", "ceil" or "art", how sparsity * weights is rounded; min_nonzeros: weights that each layer keeps.
+    lr: "method" sets the initial learning rate times `lr_factor` where a phase begins or the factor changes, "user"
+    never touches it. strict: an error where a layer or an output would lose its last weight, instead of a warning.
+    check: verify each step exactly (slow, for debugging).
+    """
+
+    name: ClassVar[str]
+    phases: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sparsity: Sparsity,
+        *,
+        prunable: Filters = None,
+        exclude: Filters = None,
+        scope: Scope = "global",
+        count: Count = "nearest",
+        min_nonzeros: int = 0,
+        lr: Literal["method", "user"] = "method",
+        strict: bool = False,
+        check: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{self._title}: the model is {type(model).__name__}, expected a torch.nn.Module")
+        if lr not in ("method", "user"):
+            raise ValueError(f"{self._title}: lr is {lr!r}; it may be 'method' or 'user'")
+        self.model, self.optimizer, self.lr, self.strict = model, optimizer, lr, strict
+        self.budget = Budget(sparsity, scope, count, min_nonzeros)
+        self.selection = select(model, prunable, exclude)
+        self.weights: dict[str, nn.Parameter] = self.selection.parameters
+        self.budget.per_layer(list(self.weights))
+        for name, weight in self.weights.items():
+            bad = weight.detach()[~torch.isfinite(weight.detach())]
+            if bad.numel():
+                raise ValueError(f"{self._title}: {name} holds {bad.numel()} non-finite values ({bad[0].item()})")
+        self.sweep = Sweep(self.weights, self.budget.scopes(self.weights), check=check)
+        self._attachment = attach(optimizer, self.sweep)
+        self.epoch = self.phase_epoch = 0
+        self._base_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        self._factor_set = 1.0
+        self._history: list[dict[str, Any]] = []
+        self._phase = 0
+        self._final = False
+
+    def _start(self) -> None:
+        """Enter the first phase, and those after it while they are empty; the last line of a constructor."""
+        try:
+            self._enter(self.phase)
+            self._advance_while_over()
+        except Exception:
+            self._attachment.detach()
+            raise
+
+    # What a method defines
+
+    @abstractmethod
+    def _length(self, phase: str) -> int:
+        """The most epochs of a phase."""
+
+    @abstractmethod
+    def _enter(self, phase: str) -> None:
+        """Set penalty, tracking and masks of a phase that begins."""
+
+    def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
+        """At the end of an epoch: what goes into its record, and why the phase ends early (None: it does not)."""
+        return {}, None
+
+    def _method_state(self) -> dict[str, Any]:
+        """What the method itself has to remember; tensors, numbers, strings, lists and dicts."""
+        return {}
+
+    def _load_method_state(self, state: dict[str, Any]) -> None:
+        """Take back `_method_state`."""
+        return
+
+    # The contract
+
+    @property
+    def phase(self) -> str:
+        """The phase of the coming epoch, or "finished"."""
+        return (*self.phases, FINISHED)[self._phase]
+
+    @property
+    def finished(self) -> bool:
+        """True when all phases are over and `finalize` may be called."""
+        return self.phase == FINISHED
+
+    @property
+    def lr_factor(self) -> float:
+        """What the method multiplies the initial learning rate with in the coming epoch."""
+        return 1.0
+
+    def end_epoch(self, evaluate: Evaluate | None = None, train_accuracy: float | None = None) -> PhaseChange | None:
+        """End an epoch; the PhaseChange when a phase ended with it.
+
+        evaluate: model -> accuracy in [0, 1] on training or validation data (never test data); called with the model
+        pruned and in eval mode, where the method needs it. train_accuracy: the epoch's own training accuracy, [0, 1].
+        """
+        if self.finished:
+            raise ValueError(f"{self._title}: all phases are over; call finalize()")
+        train_accuracy = None if train_accuracy is None else fraction("train_accuracy", train_accuracy)
+        before, lr_factor = self.phase, self.lr_factor
+        metrics = self.metrics()
+        record, reason = self._judge(evaluate, train_accuracy)
+        self._history.append(
+            {"epoch": self.epoch, "phase": before, "lr_factor": lr_factor, "train_accuracy": train_accuracy}
+            | {key: metrics[key] for key in ("lambda", "threshold", "hit_rate") if key in metrics}
+            | record
+        )
+        self.epoch += 1
+        self.phase_epoch += 1
+        if reason is None and self.phase_epoch >= self._length(before):
+            reason = f"its {self.phase_epoch} epochs are over"
+        if reason is not None:
+            self._advance()
+            self._advance_while_over()
+        self._set_lr(begins=reason is not None)
+        return None if reason is None else PhaseChange(before, self.phase, self.epoch, reason)
+
+    @property
+    def masks(self) -> dict[str, PackedMask]:
+        """Name -> mask in force; empty while the network is dense."""
+        return self.sweep.masks
+
+    def apply_masks_(self, other_model: nn.Module) -> None:
+        """Zero what the masks prune in a copy or an average (EMA) of the model."""
+        apply_masks(other_model, self.masks)
+
+    def add_penalty_grad_(self, grad_scale: Tensor | None = None) -> None:
+        """Add the penalty to .grad now (before clipping), and not again in the coming step.
+
+        Under GradScaler call scaler.unscale_(optimizer) first, as for clipping, or give the scale as grad_scale.
+        """
+        self.sweep.add_penalty_grad_(grad_scale)
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars for any logger: lambda, threshold, hit_rate and others of the last step; sparsity of the masks."""
+        values = self.sweep.metrics()
+        strength = values.pop("strength")
+        if self.sweep.penalty != "none":
+            values = {"lambda": strength} | values
+        zeros = sum(mask.zeros for mask in self.masks.values())
+        return values | {"sparsity": zeros / self.selection.numel}
+
+    def report(self) -> Report:
+        """The course of the epochs and the sparsity of each layer; print it, or call to_dict()."""
+        settings = asdict(self.budget) | self._settings()
+        layers = planning.sparsity_report(self.model, self.selection)
+        return Report(self.name, settings, [dict(row) for row in self._history], layers)
+
+    def _settings(self) -> dict[str, Any]:
+        return {}
+
+    def finalize(self) -> nn.Module:
+        """Take the hooks off and return the model, with exactly the budget's zeros in its weights.
+
+        Before `finished` it prunes at once what the remaining phases would have pruned. The optimiser is the user's
+        again; a new sparsifier may start on it.
+        """
+        if self._final:
+            return self.model
+        while not self.finished:
+            self._advance()
+        self.sweep.set_masks(self.masks)
+        expected = self.budget.zeros(self.weights)
+        zeros = sum(mask.zeros for mask in self.masks.values())
+        if expected is not None and zeros != expected:
+            raise AssertionError(f"{self._title}: the masks hold {zeros} zeros, the budget is {expected}")
+        for name, mask in self.masks.items():
+            stray = int(self.weights[name].detach()[~mask.to_dense()].count_nonzero())
+            if stray:
+                raise AssertionError(f"{self._title}: {stray} pruned weights of {name} are not zero")
+        self.detach()
+        self._final = True
+        return self.model
+
+    def detach(self) -> None:
+        """Take the hooks off without pruning: training goes on as if there had been no sparsifier."""
+        self._attachment.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to continue bit for bit, beside the states of model and optimiser; plain data and tensors."""
+        return {
+            "method": self.name,
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "phase_epoch": self.phase_epoch,
+            "step": self.sweep.steps,
+            "budget": _plain(asdict(self.budget)),
+            "base_lrs": list(self._base_lrs),
+            "lr_factor": self._factor_set,
+            "history": [dict(row) for row in self._history],
+            "sweep": self.sweep.state_dict(),
+            "masks": self.sweep.state_dict()["masks"],
+            "state": self._method_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken, in a sparsifier made with the same arguments.
+
+        Load the model's and the optimiser's states too, in any order. ValueError for the checkpoint of another method,
+        budget or model, and for one without its masks.
+        """
+        missing = [key for key in ("method", "phase", "budget", "sweep", "state") if key not in state]
+        if missing:
+            raise ValueError(f"{self._title}: this is not a sparsifier's checkpoint, it lacks {', '.join(missing)}")
+        if state["method"] != self.name:
+            raise ValueError(f"{self._title}: the checkpoint is of the method {state['method']!r}, not {self.name!r}")
+        if "masks" not in state or "masks" not in state["sweep"]:
+            raise ValueError(
+                f"{self._title}: the checkpoint has no masks; resuming without them would let pruned weights grow back"
+            )
+        own = _plain(asdict(self.budget))
+        differing = [key for key in own if state["budget"].get(key) != own[key]]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{self._title}: the checkpoint has {key} {state['budget'].get(key)}, here it is {own[key]}"
+            )
+        if state["phase"] not in (*self.phases, FINISHED):
+            raise ValueError(f"{self._title}: the checkpoint is in the unknown phase {state['phase']!r}")
+        self.sweep.load_state_dict({**state["sweep"], "masks": state["masks"]})
+        self._phase = (*self.phases, FINISHED).index(state["phase"])
+        self.epoch, self.phase_epoch = state["epoch"], state["phase_epoch"]
+        self._base_lrs, self._factor_set = list(state["base_lrs"]), state["lr_factor"]
+        self._history = [dict(row) for row in state["history"]]
+        self._load_method_state(state["state"])
+
+    # Inside
+
+    @property
+    def _title(self) -> str:
+        return type(self).__name__
+
+    def _prune(self, masks: Mapping[str, PackedMask]) -> None:
+        """Put masks into force, as a new optimiser would meet them: its state is cleared."""
+        collapse.guard(self._title, masks, self.strict)
+        self.sweep.set_masks(masks)
+        reset_state(self.optimizer)
+
+    def _advance(self) -> None:
+        self._phase += 1
+        self.phase_epoch = 0
+        if not self.finished:
+            self._enter(self.phase)
+
+    def _advance_while_over(self) -> None:
+        while not self.finished and self._length(self.phase) == 0:
+            self._advance()
+
+    def _set_lr(self, begins: bool) -> None:
+        """Write the learning rate where a phase begins or the factor changes: between, a user's schedule may."""
+        if self.lr == "user" or self.finished or not (begins or self.lr_factor != self._factor_set):
+            return
+        self._factor_set = self.lr_factor
+        for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=False):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * self.lr_factor)
+            else:
+                group["lr"] = base * self.lr_factor
+
+
+def _plain(budget: dict[str, Any]) -> dict[str, Any]:
+    sparsity = budget["sparsity"]
+    return budget | {"sparsity": dict(sparsity) if isinstance(sparsity, Mapping) else sparsity}
+
+
+def fraction(name: str, value: Any) -> float:
+    """The value as a float in [0, 1], else a ValueError that names it."""
+    number = float(value)
+    if not 0 <= number <= 1:
+        hint = " (a percentage? divide by 100)" if 1 < number <= 100 else ""
+        raise ValueError(f"{name} is {number}, expected an accuracy in [0, 1]{hint}")
+    return number
+
+
+def epochs(method: str, **lengths: int) -> None:
+    """ValueError or TypeError naming the first length that is not an integer >= 0."""
+    for name, value in lengths.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{method}: {name} is {value!r}, expected an integer >= 0")
+        if value < 0:
+            raise ValueError(f"{method}: {name} is {value}, expected an integer >= 0")

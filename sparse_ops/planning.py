@@ -1,0 +1,215 @@
+"""plan: what a sparsity means for each layer, before training; sparsity_report: what a model holds, after it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sparse_ops import masks, prunable
+from sparse_ops.masks import Count, Scope
+from sparse_ops.nn.base import SparseModule, dense_weight
+from sparse_ops.prunable import Filters, Selection
+
+# Density below which a sparse layer is expected to beat the dense one on a CPU with AVX-512 in float32; a prediction to
+# plan with, `sparsify` measures. Convolutions start later, since the dense ones use fewer multiplications per output.
+BREAK_EVEN_DENSITY = {"linear": 0.2, "conv": 0.1, "depthwise": 0.0}
+
+
+def break_even_density(kind: Literal["linear", "conv", "depthwise"]) -> float:
+    """The density below which a layer of this kind is predicted to run faster sparse than dense; 0: never."""
+    return BREAK_EVEN_DENSITY[kind]
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One prunable weight; zeros is None where a global budget decides it only when the network is pruned."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int | None
+    break_even_sparsity: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """str() is a table, to_dict() plain data."""
+
+    layers: tuple[PlannedLayer, ...]
+    skipped: dict[str, str]
+    scope: str
+    weights: int
+    zeros: int
+    parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts only."""
+        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                layer.name,
+                layer.kind,
+                _by(layer.shape),
+                f"{layer.weights:,}",
+                "from the total" if layer.zeros is None else f"{layer.zeros:,}",
+                "never" if layer.break_even_sparsity is None else f"{100 * layer.break_even_sparsity:.0f} %",
+            ]
+            for layer in self.layers
+        ]
+        total = ["total", "", "", f"{self.weights:,}", f"{self.zeros:,}", ""]
+        text = table(["weight", "type", "shape", "weights", "zeros", "faster above"], [*rows, total])
+        share = f"{100 * self.zeros / self.weights:.2f} % of the prunable weights, {self.scope} budget; "
+        share += f"they are {self.weights:,} of {self.parameters:,} parameters"
+        skipped = "".join(f"\n  {name}: {reason}" for name, reason in self.skipped.items())
+        return f"{text}\n{share}" + (f"\nnot prunable:{skipped}" if skipped else "")
+
+
+def plan(
+    model: nn.Module,
+    sparsity: float,
+    *,
+    scope: Scope = "global",
+    count: Count = "nearest",
+    prunable: Filters = None,
+    exclude: Filters = None,
+) -> Plan:
+    """What a method would do to a model: which weights, how many zeros, what is skipped and why.
+
+    sparsity: share of zeros among the prunable weights, in [0, 1). scope: a global budget fixes only the total before
+    the network is pruned; "uniform" and "erk" fix each layer's. prunable, exclude, count: as in `sparse_ops.methods`.
+    ValueError for a sparsity outside [0, 1) and for a model without prunable weights.
+    """
+    selection = _select(model, prunable, exclude)
+    sizes = [w.parameter.numel() for w in selection.weights]
+    total = masks.budget(sum(sizes), sparsity, count)
+    zeros: Sequence[int | None] = [None] * len(sizes)
+    if scope != "global":
+        zeros = masks.layer_zeros([w.parameter.shape for w in selection.weights], sparsity, scope, count)
+    layers = [
+        PlannedLayer(w.name, w.kind, tuple(w.parameter.shape), n, z, _break_even(w.module))
+        for w, n, z in zip(selection.weights, sizes, zeros, strict=True)
+    ]
+    parameters = sum(p.numel() for p in model.parameters())
+    return Plan(tuple(layers), selection.skipped, scope, sum(sizes), total, parameters)
+
+
+def _select(model: nn.Module, chosen: Filters, excluded: Filters) -> Selection:
+    return prunable.select(model, chosen, excluded)
+
+
+def _break_even(module: nn.Module) -> float | None:
+    """The sparsity above which the module is predicted to be faster sparse; None: never."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        density = break_even_density("depthwise" if module.groups == module.in_channels > 1 else "conv")
+    else:
+        density = break_even_density("linear")
+    return 1 - density if density > 0 else None
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One weight: how many elements it has, how many of them are zero."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """str() is a table, to_dict() plain data. parameters counts a sparse layer as the dense one that it stands for."""
+
+    layers: tuple[LayerSparsity, ...]
+    parameters: int
+
+    @property
+    def weights(self) -> int:
+        """All prunable weights."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Their zeros."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the prunable weights."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts only."""
+        layers = [asdict(layer) | {"sparsity": layer.sparsity} for layer in self.layers]
+        totals = {"weights": self.weights, "zeros": self.zeros, "sparsity": self.sparsity}
+        return {"layers": layers, **totals, "parameters": self.parameters}
+
+    def __str__(self) -> str:
+        rows = [
+            [r.name, r.kind, _by(r.shape), f"{r.weights:,}", f"{r.weights - r.zeros:,}", f"{100 * r.sparsity:.2f} %"]
+            for r in self.layers
+        ]
+        total = ["total", "", "", f"{self.weights:,}", f"{self.weights - self.zeros:,}", f"{100 * self.sparsity:.2f} %"]
+        text = table(["weight", "type", "shape", "weights", "nonzero", "sparsity"], [*rows, total])
+        share = 100 * self.zeros / self.parameters if self.parameters else 0.0
+        return f"{text}\n{share:.2f} % of all {self.parameters:,} parameters are pruned zeros"
+
+
+def sparsity_report(model: nn.Module, selection: Selection | None = None) -> SparsityReport:
+    """Zeros per layer and in total, of dense, sparse and torch.nn.utils.prune'd layers alike.
+
+    selection: which weights (default: all registered types, frozen or not, and sparse layers).
+    """
+    layers, counted, beside = [], set(), 0
+    if selection is not None:
+        layers = [_layer(w.name, w.kind, w.parameter) for w in selection.weights]
+        return SparsityReport(tuple(layers), sum(p.numel() for p in model.parameters()))
+    for path, module in model.named_modules():
+        if isinstance(module, SparseModule):
+            n, shape = torch.Size(module.weight_shape).numel(), tuple(module.weight_shape)
+            zeros = n - int(module.values.detach().count_nonzero())
+            layers.append(LayerSparsity(prunable.clean(f"{path}.weight"), type(module).__name__, shape, n, zeros))
+            beside += n - module.values.numel()
+        elif prunable.is_registered(module):
+            weight = dense_weight(module)
+            key = id(module._parameters.get("weight", weight))
+            if key not in counted and not isinstance(weight, nn.parameter.UninitializedParameter):
+                counted.add(key)
+                name = prunable.clean(f"{path}.weight" if path else "weight")
+                layers.append(_layer(name, prunable.type_name(module), weight))
+    return SparsityReport(tuple(layers), sum(p.numel() for p in model.parameters()) + beside)
+
+
+def _layer(name: str, kind: str, weight: torch.Tensor) -> LayerSparsity:
+    zeros = weight.numel() - int(weight.detach().count_nonzero())
+    return LayerSparsity(name, kind, tuple(weight.shape), weight.numel(), zeros)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text: the first column to the left, numbers to the right."""
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    right = [i > 0 and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _numeric(cell: str) -> bool:
+    return not cell or cell[0].isdigit() or cell[0] in "-+."

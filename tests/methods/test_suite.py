@@ -1,0 +1,397 @@
+"""One suite for every method of the registry, with every kind of optimiser, on a CNN and on a transformer."""
+
+import copy
+import math
+
+import pytest
+import torch
+from small_networks import NETWORKS, batches
+from torch import nn
+
+from sparse_ops import methods, optim
+
+OPTIMIZERS = {
+    "ours sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "torch sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "ours adamw": lambda p: optim.AdamW(p, lr=3e-3, weight_decay=1e-2),
+    "torch adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=1e-2),
+}
+SHORT = {
+    "art": {"pretrain_epochs": 1, "max_regularize_epochs": 3, "finetune_epochs": 2, "lambda_init": 1e-3, "eta": 2.0},
+    "oneshot": {"pretrain_epochs": 2, "finetune_epochs": 3},
+}
+SPARSITY = 0.75
+
+pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
+
+
+@pytest.fixture(params=methods.names())
+def info(request):
+    return methods.get(request.param)
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def make_optimizer(request):
+    return OPTIMIZERS[request.param]
+
+
+class Run:
+    """A network on its way through a method; every epoch has its own batches, the same for each run of a kind."""
+
+    def __init__(self, info, make_optimizer, kind="cnn", net=None, prepare=None, sparsity=SPARSITY, **options):
+        self.kind, self.net = kind, NETWORKS[kind]() if net is None else net
+        if prepare is not None:
+            prepare(self.net)
+        self.optimizer = make_optimizer(self.net.parameters())
+        self.method = info.cls(self.net, self.optimizer, sparsity=sparsity, **(SHORT[info.name] | options))
+        self.number = 0
+
+    def backward(self, x, y, scale=1.0):
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        (scale * loss).backward()
+
+    def step(self, x, y):
+        self.backward(x, y)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def epoch(self, step=None):
+        for x, y in batches(self.kind, 4, self.number):
+            (step or self.step)(x, y)
+        self.number += 1
+        return self.method.end_epoch(lambda model: 0.5 + 0.01 * self.number, train_accuracy=0.9)
+
+    def until(self, phase):
+        while self.method.phase != phase:
+            self.epoch()
+        return self
+
+    def finish(self, step=None):
+        while not self.method.finished:
+            self.epoch(step)
+        return self
+
+    def zeros(self):
+        return {name: w.detach() == 0 for name, w in self.method.weights.items()}
+
+
+def check_zeros(run, info, finished=True):
+    """Masks of exactly the budget, zeros where they are, and nothing in the optimiser's state there."""
+    masks = run.method.masks
+    if info.exact_budget:
+        assert sum(m.zeros for m in masks.values()) == math.floor(SPARSITY * run.method.selection.numel + 0.5)
+    for name, mask in masks.items():
+        weight, dead = run.method.weights[name], ~mask.to_dense()
+        assert weight.detach()[dead].count_nonzero() == 0
+        assert torch.equal(weight.detach() == 0, dead)
+        if info.masked_state_zero and run.optimizer.state:
+            tensors = [t for t in run.optimizer.state[weight].values() if t.shape == weight.shape]
+            assert tensors
+            assert all(t[dead].count_nonzero() == 0 for t in tensors)
+
+
+def same(a, b, tolerance=0.0):
+    for (name, p), q in zip(a.net.state_dict().items(), b.net.state_dict().values(), strict=True):
+        assert (p.double() - q.double()).norm() <= tolerance * q.double().norm(), name
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_sparsity_is_exact_and_zeros_stay_zero(info, make_optimizer, kind):
+    run = Run(info, make_optimizer, kind, check=True)
+    assert run.method.masks == {} and run.method.metrics()["sparsity"] == 0
+    run.until("finetune")
+    run.epoch()
+    check_zeros(run, info)
+    run.finish()
+    model = run.method.finalize()
+    assert model is run.net
+    check_zeros(run, info)
+    zeros = run.zeros()
+    with pytest.raises(ValueError, match="all phases are over"):
+        run.method.end_epoch()
+    run.step(*next(batches(kind, 1)))  # the hooks are gone: pruned weights may move again
+    assert sum(z.sum() for z in run.zeros().values()) < sum(z.sum() for z in zeros.values())
+    again = info.cls(run.net, run.optimizer, sparsity=0.5, **SHORT[info.name])
+    assert again.phase == again.phases[0]
+
+
+@pytest.mark.parametrize("pair", [("ours sgd", "torch sgd"), ("ours adamw", "torch adamw")])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_fused_equals_hooked(info, pair, kind):
+    """Per step, from equal states: rounding is amplified from step to step by training itself."""
+    a, b = (Run(info, OPTIMIZERS[name], kind) for name in pair)
+
+    def step(x, y):
+        for part in ("net", "optimizer", "method"):
+            getattr(b, part).load_state_dict(copy.deepcopy(getattr(a, part).state_dict()))
+        a.step(x, y), b.step(x, y)
+        same(a, b, 1e-6)
+
+    while not a.method.finished:
+        a.epoch(step)
+    assert sum(mask.zeros for mask in b.method.masks.values()) == sum(mask.zeros for mask in a.method.masks.values())
+
+
+@pytest.mark.parametrize("order", ["model first", "sparsifier first"])
+def test_resume_in_mid_phase_is_bit_for_bit(info, make_optimizer, order, tmp_path):
+    for phase in info.cls.phases:
+        whole = Run(info, make_optimizer).until(phase)
+        if whole.method._length(phase) > 1:
+            whole.epoch()
+        x, y = next(batches("cnn", 1, 99))
+        whole.step(x, y)
+        state = {"net": whole.net.state_dict(), "optimizer": whole.optimizer.state_dict()}
+        torch.save(state | {"method": whole.method.state_dict()}, tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        resumed = Run(info, make_optimizer)
+        resumed.epoch()
+        parts = [(resumed.net, "net"), (resumed.optimizer, "optimizer"), (resumed.method, "method")]
+        for part, key in parts if order == "model first" else reversed(parts):
+            part.load_state_dict(copy.deepcopy(state[key]))
+        resumed.number = whole.number
+        assert resumed.method.phase == whole.method.phase
+        whole.finish(), resumed.finish()
+        same(whole, resumed)
+        assert str(whole.method.report()) == str(resumed.method.report())
+        for name, mask in whole.method.masks.items():
+            assert torch.equal(mask.bits, resumed.method.masks[name].bits)
+
+
+def test_grad_scaler_skips_advance_nothing(info, make_optimizer):
+    run, plain = Run(info, make_optimizer), Run(info, make_optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=10**6)
+
+    def step(x, y):
+        for overflow in (True, False):
+            run.backward(x, y, scaler.get_scale())
+            before = copy.deepcopy((run.net.state_dict(), run.optimizer.state_dict()["state"]))
+            counted = run.method.state_dict()["step"], run.method.metrics()
+            if overflow:
+                next(iter(run.method.weights.values())).grad.fill_(float("inf"))
+            scaler.scale(torch.zeros(()))
+            scaler.step(run.optimizer)
+            scaler.update(64.0)
+            run.optimizer.zero_grad()
+            if overflow:
+                after = run.net.state_dict(), run.optimizer.state_dict()["state"]
+                torch.testing.assert_close(after, before, rtol=0, atol=0)
+                assert (run.method.state_dict()["step"], run.method.metrics()) == counted
+
+    def plain_step(x, y):
+        plain.net(x)  # the skipped step's forward moves the norms' running statistics
+        plain.step(x, y)
+
+    run.finish(step), plain.finish(plain_step)
+    same(run, plain, 1e-4)
+    check_zeros(run, info)
+
+
+def test_accumulation_clipping_and_a_user_s_schedule(info, make_optimizer):
+    run = Run(info, make_optimizer, lr="user")
+    schedule = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.9)
+    first = run.optimizer.param_groups[0]["lr"]
+
+    def step(x, y):
+        for half in (slice(0, 8), slice(8, 16)):
+            run.backward(x[half], y[half], 0.5)
+        run.method.add_penalty_grad_()
+        nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+
+    epochs = 0
+    while not run.method.finished:
+        run.epoch(step)
+        schedule.step()
+        epochs += 1
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(first * 0.9**epochs)
+    check_zeros(run, info)
+
+
+def test_the_method_s_learning_rate(info, make_optimizer):
+    run = Run(info, lambda p: torch.optim.SGD(p, lr=torch.tensor(0.1)), finetune_epochs=4)
+    seen = []
+    while not run.method.finished:
+        lr = float(run.optimizer.param_groups[0]["lr"])
+        assert lr == pytest.approx(0.1 * run.method.lr_factor)
+        seen.append(lr)
+        run.epoch()
+    assert seen[-4:] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_an_average_of_the_weights_is_masked_by_name(info):
+    run = Run(info, OPTIMIZERS["ours sgd"])
+    ema = torch.optim.swa_utils.AveragedModel(run.net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+
+    def step(x, y):
+        run.step(x, y)
+        ema.update_parameters(run.net)
+
+    run.finish(step)
+    run.method.apply_masks_(ema)
+    for (_, p), (name, _) in zip(ema.module.named_parameters(), run.net.named_parameters(), strict=True):
+        if name in run.method.masks:
+            assert torch.equal(p == 0, ~run.method.masks[name].to_dense())
+    with pytest.raises(ValueError, match=r"Linear has no parameter 0.weight"):
+        run.method.apply_masks_(nn.Linear(2, 2))
+
+
+def test_tied_frozen_and_deepcopied(info, make_optimizer):
+    def prepare(net):
+        net.insert(5, nn.Linear(72, 72, bias=False))
+        net.insert(6, nn.Linear(72, 72, bias=False))
+        net[6].weight = net[5].weight
+        net[-1].weight.requires_grad_(False)
+
+    run = Run(info, make_optimizer, prepare=prepare)
+    frozen = run.net[-1].weight.clone()
+    assert list(run.method.weights) == ["0.weight", "5.weight", "7.weight"]
+    run.finish()
+    check_zeros(run, info)
+    assert torch.equal(run.net[-1].weight, frozen)
+    twin = copy.deepcopy(run.net)
+    assert torch.equal(twin[5].weight == 0, run.net[6].weight == 0)
+    twin(next(batches("cnn", 1))[0]).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", ["compile", "parallel"])
+def test_wrapped_models(info, wrap):
+    net = NETWORKS["cnn"]()
+    wrapped = torch.compile(net, backend="eager") if wrap == "compile" else nn.DataParallel(net)
+    run = Run(info, OPTIMIZERS["ours sgd"], net=wrapped).finish()
+    plain = Run(info, OPTIMIZERS["ours sgd"]).finish()
+    assert list(run.method.masks) == list(plain.method.masks) == ["0.weight", "5.weight", "7.weight"]
+    assert run.method.finalize() is wrapped
+    for p, q in zip(net.parameters(), plain.net.parameters(), strict=True):
+        assert (p - q).norm() <= 1e-4 * q.norm()
+
+
+def test_closures(info):
+    run, plain = Run(info, OPTIMIZERS["torch sgd"]), Run(info, OPTIMIZERS["torch sgd"])
+
+    def step(x, y):
+        def closure():
+            run.optimizer.zero_grad()
+            run.backward(x, y)
+
+        run.optimizer.step(closure)
+
+    run.finish(step), plain.finish()
+    same(run, plain)
+
+
+@pytest.mark.parametrize("scope", ["uniform", "erk"])
+def test_layer_budgets(info, scope):
+    run = Run(info, OPTIMIZERS["ours sgd"], scope=scope, check=True).finish()
+    check_zeros(run, info)
+    shares = [m.zeros / m.numel for m in run.method.masks.values()]
+    assert (max(shares) - min(shares) < 0.01) == (scope == "uniform")
+
+
+def test_layer_sparsities_by_name(info):
+    wanted = {"0": 0.0, "7.weight": 0.5, "*": 0.9}
+    run = Run(info, OPTIMIZERS["torch adamw"], sparsity=wanted).finish()
+    shares = {name: mask.zeros / mask.numel for name, mask in run.method.masks.items()}
+    assert shares == pytest.approx({"0.weight": 0.0, "5.weight": 0.9, "7.weight": 0.5}, abs=1e-3)
+    run.method.finalize()
+
+
+def test_finalize_early_and_a_budget_of_none(info):
+    run = Run(info, OPTIMIZERS["torch sgd"])
+    run.epoch()
+    run.method.finalize()
+    check_zeros(run, info)
+    none = Run(info, OPTIMIZERS["torch sgd"], sparsity=0.0).finish()
+    assert none.method.finalize() is none.net and none.method.masks == {}
+
+
+def test_the_guard_against_collapse(info):
+    def tiny(net):
+        with torch.no_grad():
+            net[7].weight.mul_(1e-6)
+            net[5].weight[3].mul_(1e-6)
+
+    skip = {"prepare": tiny, "pretrain_epochs": 0, "finetune_epochs": 0}
+    if info.name == "art":
+        skip["max_regularize_epochs"] = 0
+    with pytest.warns(methods.CollapseWarning, match=r"no weight survives in 7.weight; .*5.weight \(\d+ of 24 outputs"):
+        Run(info, OPTIMIZERS["ours sgd"], **skip)
+    with pytest.raises(ValueError, match=r"no weight survives in 7.weight"):
+        Run(info, OPTIMIZERS["ours sgd"], strict=True, **skip)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"sparsity": 1.0}, ValueError, r"sparsity is 1.0, expected 0 <= sparsity < 1"),
+        ({"sparsity": -0.5}, ValueError, r"sparsity is -0.5"),
+        ({"sparsity": float("nan")}, ValueError, r"sparsity is nan"),
+        ({"sparsity": "0.9"}, TypeError, r"sparsity is '0.9'"),
+        ({"sparsity": {"0": 0.5}}, ValueError, r"sparsity gives no number for 5.weight"),
+        ({"sparsity": {"9": 0.5, "*": 0.5}}, ValueError, r"sparsity\['9'\] matches none"),
+        ({"scope": "layer"}, ValueError, r"scope is 'layer'"),
+        ({"count": "round"}, ValueError, r"count is 'round'"),
+        ({"min_nonzeros": -1}, ValueError, r"min_nonzeros is -1"),
+        ({"lr": "auto"}, ValueError, r"lr is 'auto'"),
+        ({"pretrain_epochs": -1}, ValueError, r"pretrain_epochs is -1"),
+        ({"pretrain_epochs": 1.0}, TypeError, r"pretrain_epochs is 1.0"),
+        ({"prunable": "head"}, ValueError, r"prunable='head' matches nothing"),
+        ({"momentum": 0.5}, TypeError, r"momentum"),
+    ],
+)
+def test_bad_arguments_are_named_and_leave_the_optimiser_free(info, options, error, message):
+    net = NETWORKS["cnn"]()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(error, match=message):
+        info.cls(net, optimizer, **({"sparsity": 0.5} | options))
+    info.cls(net, optimizer, sparsity=0.5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_models(info, bad):
+    run = Run(info, OPTIMIZERS["ours sgd"])
+    with pytest.raises(ValueError, match="has a sparsifier already"):
+        info.cls(run.net, run.optimizer, sparsity=0.5)
+    with pytest.raises(ValueError, match="optimizer and model do not match"):
+        info.cls(NETWORKS["cnn"](), OPTIMIZERS["ours sgd"](run.net.parameters()), sparsity=0.5)
+    other = NETWORKS["cnn"]()
+    other[5].weight.data[1, 1] = bad
+    with pytest.raises(ValueError, match=r"5.weight holds 1 non-finite values \((nan|inf)\)"):
+        info.cls(other, OPTIMIZERS["ours sgd"](other.parameters()), sparsity=0.5)
+    with pytest.raises(ValueError, match="BatchNorm1d has no prunable weights"):
+        norm = nn.BatchNorm1d(3)
+        info.cls(norm, OPTIMIZERS["ours sgd"](norm.parameters()), sparsity=0.5)
+
+
+def test_foreign_checkpoints_are_refused(info):
+    run = Run(info, OPTIMIZERS["ours sgd"]).until("finetune")
+    state = run.method.state_dict()
+    fresh = Run(info, OPTIMIZERS["ours sgd"]).method
+    cases = [
+        ({key: value for key, value in state.items() if key != "masks"}, "has no masks; resuming without them"),
+        (state | {"method": "rigl"}, "the checkpoint is of the method 'rigl'"),
+        (state | {"budget": state["budget"] | {"sparsity": 0.5}}, "has sparsity 0.5, here it is 0.75"),
+        ({"model": 1}, "not a sparsifier's checkpoint, it lacks method"),
+        (run.optimizer.state_dict(), "not a sparsifier's checkpoint"),
+    ]
+    for bad, message in cases:
+        with pytest.raises(ValueError, match=message):
+            fresh.load_state_dict(bad)
+    assert fresh.phase == fresh.phases[0] and fresh.masks == {}
+    narrow = NETWORKS["cnn"]()
+    del narrow[7]
+    other = info.cls(narrow, OPTIMIZERS["ours sgd"](narrow.parameters()), sparsity=SPARSITY)
+    with pytest.raises(ValueError, match=r"prunable weights differ from the model's: 7.weight"):
+        other.load_state_dict(state)
+
+
+def test_registry():
+    assert methods.get("art").cls is methods.ART
+    with pytest.raises(ValueError, match="there is no method 'atr'; did you mean 'art'"):
+        methods.get("atr")
+    for name in methods.names():
+        described = methods.get(name)
+        assert described.cls.name == name and described.paper and described.summary
+        with pytest.raises(AttributeError):
+            described.name = "x"

@@ -1,0 +1,63 @@
+"""plan before training, sparsity_report after it."""
+
+import json
+
+import pytest
+import torch
+from small_networks import cnn
+from torch import nn
+from torch.nn.utils import prune
+
+import sparse_ops
+from sparse_ops import planning
+from sparse_ops.nn import SparseLinear
+
+
+def test_a_global_plan_knows_the_total():
+    plan = sparse_ops.plan(cnn(), 0.9, exclude="7")
+    n = 8 * 3 * 9 + 72 * 24
+    assert (plan.weights, plan.zeros) == (n, int(0.9 * n + 0.5))
+    assert [layer.zeros for layer in plan.layers] == [None, None]
+    assert plan.skipped["7.weight"] == "excluded by exclude="
+    text = str(plan)
+    assert "8 x 3 x 3 x 3" in text and "from the total" in text and "7.weight: excluded" in text
+    assert json.loads(json.dumps(plan.to_dict()))["layers"][1]["name"] == "5.weight"
+
+
+@pytest.mark.parametrize("scope", ["uniform", "erk"])
+def test_layer_plans_add_up_to_the_budget(scope):
+    plan = sparse_ops.plan(cnn(), 0.83, scope=scope)
+    assert sum(layer.zeros for layer in plan.layers) == plan.zeros == int(0.83 * plan.weights + 0.5)
+    assert all(0 <= layer.zeros <= layer.weights for layer in plan.layers)
+
+
+def test_break_even_by_kind():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Linear(4, 4))
+    found = [layer.break_even_sparsity for layer in sparse_ops.plan(net, 0.5).layers]
+    kinds = [planning.break_even_density(kind) for kind in ("depthwise", "conv", "linear")]
+    assert found == [None if density == 0 else 1 - density for density in kinds]
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, 98, float("nan")])
+def test_a_sparsity_outside_its_range(sparsity):
+    with pytest.raises(ValueError, match=f"sparsity is {sparsity}"):
+        sparse_ops.plan(cnn(), sparsity)
+
+
+def test_the_report_counts_dense_pruned_and_sparse_layers():
+    rng = torch.Generator().manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(10, 10) for _ in range(4)), nn.Embedding(3, 10))
+    with torch.no_grad():
+        for layer in net[:4]:
+            layer.weight.copy_(torch.randn(10, 10, generator=rng) * (torch.rand(10, 10, generator=rng) < 0.3))
+    zeros = [int((layer.weight == 0).sum()) for layer in net[:4]]
+    net[1] = SparseLinear.from_dense(net[1])
+    prune.l1_unstructured(net[2], "weight", 90)
+    net[3].weight = net[0].weight
+    report = sparse_ops.sparsity_report(net)
+    assert [layer.zeros for layer in report.layers] == [zeros[0], zeros[1], 90]
+    assert [layer.name for layer in report.layers] == ["0.weight", "1.weight", "2.weight"]
+    assert report.sparsity == pytest.approx((zeros[0] + zeros[1] + 90) / 300)
+    assert report.parameters == 300 + 40 + 30
+    assert "total" in str(report) and "SparseLinear" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["zeros"] == report.zeros
