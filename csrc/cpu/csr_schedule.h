@@ -8,16 +8,25 @@
 
 namespace sparse_ops {
 
-constexpr int64_t kSerialWork = 1 << 15;       // multiply-adds that one thread ends before a second one would wake up
-constexpr int64_t kPanelBytes = 128 * 1024;  // an eighth of the L2 cache of a Zen 4 core; 512 KiB took 1.5 times as long
+constexpr int64_t kSerialWork = 1 << 19;  // multiply-adds that one thread ends (20 us) before a second one wakes up
 constexpr int64_t kRowAlign = 16;
 
-// 1, 2, 4 or 8 vectors: the widest whose panel of depth K fits, with a tile for every thread.
-inline int64_t tile_width(int64_t K, int64_t N, int64_t size, int64_t vector_bytes, int64_t threads) {
-  int64_t width = 8 * vector_bytes / size;
-  while (width > vector_bytes / size &&
-         (width / 2 >= N || K * width * size > kPanelBytes || (width * (threads - 1) >= N && width * size > 128)))
-    width /= 2;
+// How many threads are worth waking for nnz nonzeros in M rows; below 8 columns a nonzero costs as much as for 8.
+inline int64_t useful_threads(int64_t nnz, int64_t M, int64_t N) {
+  return (nnz + M) * (N < 8 ? 8 : N) < kSerialWork ? 1 : torch::stable::get_num_threads();
+}
+
+// The width of a tile of N, 1, 2, 4 or 8 vectors: the widest whose panel of depth K takes at most `preferred` bytes, or
+// twice that for 2 vectors, below which loads of indices outweigh the arithmetic; and with a tile for every thread.
+inline int64_t tile_width(int64_t K, int64_t N, int64_t size, int64_t vector_bytes, int64_t preferred, int64_t threads) {
+  const int64_t one = vector_bytes / size, two = 2 * one;
+  int64_t width = 8 * one;
+  const auto too_wide = [&] {
+    const int64_t bytes = K * width * size;
+    return width / 2 >= N || bytes > 2 * preferred ||
+           (width > two && (bytes > preferred || (N + width - 1) / width < threads));
+  };
+  while (width > one && too_wide()) width /= 2;
   return width;
 }
 

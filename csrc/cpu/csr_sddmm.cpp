@@ -12,6 +12,7 @@ namespace sparse_ops {
 namespace {
 
 constexpr int64_t kPackedRows = 16;             // kRowBlock of the body
+constexpr int64_t kPanelBytes = 1 << 20;        // wider than a product's: a nonzero ends with a store and its sum
 constexpr int64_t kPartialBytes = 16 << 20;     // the partial sums of all groups
 constexpr int64_t kGroups = 8;                  // at most; more threads than this share a group by rows
 
@@ -34,9 +35,18 @@ void csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool tra
     std::memset(dvalues.mutable_data_ptr(), 0, nnz * dvalues.element_size());
     return;
   }
-  const int64_t threads = nnz * p.N < kSerialWork ? 1 : torch::stable::get_num_threads();
+  const int64_t threads = useful_threads(nnz, p.M, p.N);
+  if (p.N == 1) {
+    const auto run = SPARSE_OPS_DISPATCH(sddmm_vector);
+    const auto cuts = row_cuts(p.offsets, p.M, threads);
+    share(threads, static_cast<int64_t>(cuts.size()) - 1, [&](const auto& next) {
+      for (size_t part = next(); part + 1 < cuts.size(); part = next())
+        run(p, cuts[part], cuts[part + 1], dvalues.mutable_data_ptr());
+    });
+    return;
+  }
   // Tiles and groups are the order of the sums: they may not depend on the number of threads.
-  const int64_t tile = tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), 1);
+  const int64_t tile = tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), kPanelBytes, 1);
   const int64_t tiles = (p.N + tile - 1) / tile;
   int64_t groups = tiles < kGroups ? tiles : kGroups;
   while (groups > 1 && groups * nnz * size > kPartialBytes) groups /= 2;

@@ -103,6 +103,25 @@ static void sddmm(const CsrProblem& p, int64_t first, int64_t tile, int64_t begi
 }
 
 template <typename T>
+static void sample_outer(const CsrProblem& p, int64_t begin, int64_t end, T* to) {
+  for (int64_t r = begin; r < end; ++r) {
+    const auto dy = widen_one(static_cast<const T*>(p.y)[r]);
+    for (int32_t i = p.offsets[r]; i < p.offsets[r + 1]; ++i)
+      narrow_one(dy * widen_one(static_cast<const T*>(p.b)[p.columns[i]]), to + i);
+  }
+}
+
+// N = 1: one product per nonzero of the rows [begin, end).
+static void sddmm_vector(const CsrProblem& p, int64_t begin, int64_t end, void* to) {
+  switch (p.dtype) {
+    case Dtype::f32: return sample_outer(p, begin, end, static_cast<float*>(to));
+    case Dtype::f64: return sample_outer(p, begin, end, static_cast<double*>(to));
+    case Dtype::f16: return sample_outer(p, begin, end, static_cast<Half*>(to));
+    case Dtype::bf16: return sample_outer(p, begin, end, static_cast<BFloat*>(to));
+  }
+}
+
+template <typename T>
 static void add_parts(const typename Compute<T>::type* partial, int64_t parts, int64_t n, int64_t begin, int64_t end,
                       T* to) {
   for (int64_t i = begin; i < end; ++i) {

@@ -12,6 +12,8 @@ namespace sparse_ops {
 namespace {
 
 constexpr int64_t kSumRows = 16;  // kRowBlock of the body
+// Of a core with 1 MiB of L2 cache: 128 and 512 KiB are slower for 1024 x 1024 at 90 and at 98 %.
+constexpr int64_t kPanelBytes = 256 * 1024;
 
 }  // namespace
 
@@ -41,9 +43,8 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
     }
   }
   const int64_t size = p.dtype == Dtype::f64 ? 8 : 4;
-  const int64_t work = (values.numel() + p.M) * p.N;
-  const int64_t threads = work < kSerialWork ? 1 : torch::stable::get_num_threads();
-  const int64_t tile = p.N == 1 ? 1 : tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), threads);
+  const int64_t threads = useful_threads(values.numel(), p.M, p.N);
+  const int64_t tile = p.N == 1 ? 1 : tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), kPanelBytes, threads);
   const int64_t tiles = (p.N + tile - 1) / tile;
   const auto cuts = row_cuts(p.offsets, p.M, row_parts(tiles, threads));
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1, units = tiles * parts;

@@ -26,6 +26,24 @@ static void rows_times_panel(const CsrProblem& p, const A* panel, int64_t begin,
   }
 }
 
+// The same for tiles of one vector: four chains of sums, since one would wait for each addition.
+template <typename A>
+static void rows_times_narrow(const CsrProblem& p, const A* panel, int64_t begin, int64_t rows, A* sums) {
+  constexpr int W = Lanes<A>::count;
+  const A* values = static_cast<const A*>(p.values);
+  const A* bias = static_cast<const A*>(p.bias);
+  for (int64_t r = begin; r < begin + rows; ++r, sums += W) {
+    Vector<A> sum[4] = {Vector<A>{} + (bias ? bias[r] : A(0)), Vector<A>{}, Vector<A>{}, Vector<A>{}};
+    int32_t i = p.offsets[r];
+    const int32_t last = p.offsets[r + 1];
+    for (; i + 4 <= last; i += 4)
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) sum[u] += values[i + u] * load(panel + static_cast<int64_t>(p.columns[i + u]) * W);
+    for (; i < last; ++i) sum[0] += values[i] * load(panel + static_cast<int64_t>(p.columns[i]) * W);
+    store(sums, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+}
+
 // One vector: no tile, each row gathers from it.
 template <typename T, typename A>
 static void rows_times_vector(const CsrProblem& p, const A* b, int64_t begin, int64_t end) {
@@ -56,7 +74,7 @@ static void spmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t 
   for (int64_t r = begin; r < end; r += kRowBlock) {
     const int64_t rows = end - r < kRowBlock ? end - r : kRowBlock;
     switch (tile / Lanes<A>::count) {
-      case 1: rows_times_panel<A, 1>(p, panel, r, rows, sums); break;
+      case 1: rows_times_narrow<A>(p, panel, r, rows, sums); break;
       case 2: rows_times_panel<A, 2>(p, panel, r, rows, sums); break;
       case 4: rows_times_panel<A, 4>(p, panel, r, rows, sums); break;
       case 8: rows_times_panel<A, 8>(p, panel, r, rows, sums); break;
