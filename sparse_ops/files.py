@@ -226,7 +226,7 @@ def _swaps(model: nn.Module, header: Header) -> dict[nn.Module, nn.Module]:
             swaps[layer] = swap.empty_sparse(layer)
     for name, layer in modules.items():
         if isinstance(layer, SparseModule) and name not in header.layers:
-            swaps[layer] = swap.dense_form(layer)
+            swaps[layer] = layer.to_dense()
     return swaps
 
 

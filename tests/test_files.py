@@ -124,6 +124,23 @@ def test_a_model_that_is_one_layer(tmp_path):
     assert same_state(sparse_ops.load(tmp_path / "model", net(1)[0]), layer)
 
 
+def test_convolutions(tmp_path):
+    def convnet(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 1))
+
+    model = convnet(0).eval()
+    with torch.no_grad():
+        model[0].weight *= torch.rand_like(model[0].weight) < 0.2
+    sparse = sparse_ops.sparsify(model, policy="all", verbose=False)
+    sparse_ops.save(sparse, tmp_path / "model")
+    loaded = sparse_ops.load(tmp_path / "model", convnet(1).eval())
+    x = torch.randn(2, 4, 9, 9)
+    assert [type(m) for m in loaded] == [type(m) for m in sparse]
+    assert torch.equal(loaded(x), sparse(x))
+    torch.testing.assert_close(loaded(x), model(x))
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     model, path = sparse_net(), tmp_path / "model"
     sparse_ops.save(model, path)

@@ -80,7 +80,7 @@ def densify(model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.O
     swaps: dict[nn.Module, nn.Module] = {}
     converted: Conversions = {}
     for _, sparse in sparse_layers(result):
-        dense = dense_form(sparse)
+        dense = sparse.to_dense()
         swaps[sparse] = dense
         converted[sparse.values] = _parameter(dense), sparse.scatter
     result = replace(result, swaps)
@@ -130,7 +130,7 @@ def _choose(
         if sparsity < least:
             return row(False, f"below {least:.2%} zeros"), None
     try:
-        sparse = _sharing_bias(SPARSE_TYPES[kind].from_dense(layer), layer)
+        sparse = SPARSE_TYPES[kind].from_dense(layer)
     except ValueError as error:
         return row(False, str(error)), None
     if threshold is not None or inputs is None:
@@ -176,14 +176,9 @@ def empty_sparse(layer: nn.Module) -> SparseModule:
     """The sparse form of a dense layer, with its bias and flags but without any value; for a state_dict to fill."""
     weight = _parameter(layer)
     nothing = weight.detach().new_zeros(1).expand(weight.shape)
-    sparse = _sharing_bias(SPARSE_TYPES[type(layer)].from_dense(_plain(layer, nothing)), layer)
+    sparse = SPARSE_TYPES[type(layer)].from_dense(_plain(layer, nothing))
     sparse.values.requires_grad_(weight.requires_grad)
     return sparse.train(layer.training)
-
-
-def dense_form(layer: SparseModule) -> nn.Module:
-    """The dense form of a sparse layer, with its very bias."""
-    return _sharing_bias(layer.to_dense(), layer)
 
 
 def _plain(layer: nn.Module, weight: Tensor) -> nn.Module:
@@ -193,12 +188,6 @@ def _plain(layer: nn.Module, weight: Tensor) -> nn.Module:
     plain.__dict__ = layer.__dict__ | {"_parameters": parameters, "_buffers": {}, "_forward_pre_hooks": {}}
     plain.__dict__.pop("weight", None)  # the product that torch.nn.utils.prune leaves there
     return plain
-
-
-def _sharing_bias(new: Any, old: nn.Module) -> Any:
-    """`new` with the very bias of `old`, so that a tied bias stays tied and an optimiser goes on with it."""
-    new.register_parameter("bias", old._parameters["bias"])
-    return new
 
 
 def replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sparse_ops import densify, sparsify
-from sparse_ops.nn import SparseLinear
+from sparse_ops.nn import SparseConv2d, SparseLinear
 from sparse_ops.nn.base import SparseModule
 
 
@@ -195,3 +195,43 @@ def test_an_optimiser_goes_on(make, inplace):
     step(twin, twin_optimizer, [(t.weight, m) for t, (_, m) in zip((twin[0], twin[3]), masks, strict=True)])
     for a, b in zip(dense.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def convnet():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        with_zeros(nn.Conv2d(3, 8, 3, padding=1)),
+        nn.BatchNorm2d(8),
+        with_zeros(nn.Conv2d(8, 8, 3, stride=2, groups=2, bias=False), 0.9),
+        nn.Flatten(),
+        with_zeros(nn.Linear(72, 10)),
+    ).eval()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolutions(layout):
+    model, x = convnet().to(memory_format=layout), torch.randn(2, 3, 8, 8).to(memory_format=layout)
+    sparse = sparsify(model, policy="all", verbose=False)
+    assert [type(m) for m in sparse if isinstance(m, SparseModule)] == [SparseConv2d, SparseConv2d, SparseLinear]
+    torch.testing.assert_close(sparse(x), model(x))
+    dense = densify(sparse)
+    assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), model.parameters(), strict=True))
+    measured = sparsify(model, x, verbose=False)
+    assert all(row.dense_ms > 0 and row.sparse_ms > 0 for row in measured.sparsify_table.layers)
+    torch.testing.assert_close(measured(x), model(x))
+
+
+def test_an_optimiser_goes_on_with_convolutions():
+    model = convnet()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        for layer in (model[0], model[2], model[4]):
+            with_zeros(layer, 0.9)
+    momentum = optimizer.state[model[2].weight]["momentum_buffer"].clone()
+    sparse = sparsify(model, policy="all", optimizer=optimizer, verbose=False)
+    assert torch.equal(optimizer.state[sparse[2].values]["momentum_buffer"], sparse[2].pattern.gather(momentum))
+    dense = densify(sparse, optimizer=optimizer)
+    back = optimizer.state[dense[2].weight]["momentum_buffer"]
+    assert torch.equal(back, momentum * (dense[2].weight != 0))
