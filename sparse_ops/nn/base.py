@@ -30,6 +30,7 @@ class SparseModule(nn.Module):
 
     weight_shape: tuple[int, ...]
     values: nn.Parameter
+    bias: nn.Parameter | None
     row_offsets: Tensor
     columns: Tensor
     t_row_offsets: Tensor
