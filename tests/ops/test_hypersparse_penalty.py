@@ -142,3 +142,20 @@ def test_names_the_culprit(device):
         hypersparse_penalty(w, 1.0, 1.0)
     with pytest.raises(ValueError, match=r"weights\[0\] is on .*, weights\[1\] on meta"):
         hypersparse_loss([w, w.to("meta")], 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_are_rounded_to_nearest_even(dtype, isa):
+    """A constant gradient passes through the kernel's float32 unchanged: what comes out is its rounding alone."""
+    halves = torch.arange(0, 0x7F80, 37, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    halves = halves[halves.isfinite()]
+    ties = halves + (torch.nextafter(halves.to(dtype), torch.tensor(torch.inf, dtype=dtype)).float() - halves) / 2
+    random = torch.randint(0, 0x7F800000, (300,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    values = torch.cat([halves, ties, random.view(torch.float32), torch.tensor([65519.9, 65520.0, 1e-45])])
+    w = torch.tensor([1.0, -1.0] * 9, dtype=dtype)  # one block of eight, and a rest
+    for v in values[values.isfinite()]:
+        coefficients = torch.stack(
+            [v.double(), torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)]
+        )
+        (grad,) = torch.ops.sparse_ops.hypersparse_penalty_backward([w], coefficients)
+        assert torch.equal(grad, (v * w.float()).to(dtype)), v.item()
