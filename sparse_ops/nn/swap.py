@@ -198,7 +198,23 @@ def replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module
         for key, child in module._modules.items():
             if child is not None and child in swaps:
                 module._modules[key] = swaps[child]
+        if isinstance(module, nn.TransformerEncoderLayer):
+            _call_its_layers(module)
     return model
+
+
+def _call_its_layers(encoder: nn.TransformerEncoderLayer) -> None:
+    """Without a gradient it would read `weight` of its linear layers, made dense for each call, in a fused kernel.
+
+    0 in this attribute of torch tells it to call the layers instead; 1 and 2 are its marks of ReLU and GELU.
+    """
+    activation = encoder.activation
+    if any(isinstance(layer, SparseModule) for layer in (encoder.linear1, encoder.linear2)):
+        encoder.activation_relu_or_gelu = 0
+    elif activation is nn.functional.relu or isinstance(activation, nn.ReLU):
+        encoder.activation_relu_or_gelu = 1
+    elif activation is nn.functional.gelu or isinstance(activation, nn.GELU):
+        encoder.activation_relu_or_gelu = 2
 
 
 def _copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:

@@ -132,6 +132,20 @@ def test_what_stays_dense_is_named_with_its_reason():
     assert sparse.tied.weight is sparse.embedding.weight
 
 
+def test_a_transformer_layer_calls_its_sparse_layers_also_without_gradients():
+    """torch's fused inference kernel would read their weights, made dense for each call."""
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
+    with_zeros(model.linear1), with_zeros(model.linear2)
+    sparse, calls = sparsify(model, policy="all", verbose=False), []
+    forward = sparse.linear1.forward
+    sparse.linear1.forward = lambda x: calls.append(1) or forward(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(sparse(x), model(x))
+    assert calls == [1]
+    assert densify(sparse).activation_relu_or_gelu == model.activation_relu_or_gelu == 1
+
+
 def test_shared_modules_stay_shared():
     layer = with_zeros(nn.Linear(8, 8))
     model = nn.ModuleDict({"a": layer, "b": nn.Sequential(nn.ReLU(), layer)})

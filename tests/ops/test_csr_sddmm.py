@@ -28,8 +28,9 @@ def test_agrees_with_dense(dtype, transposed, device, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(dtype, transposed, isa):
     for M, K, N in [*SHAPES, (300, 20, 3), (10, 4000, 40), (8, 12, 1500)]:
-        for density in (0.0, 0.1, 1.0):
-            check(M, K, N, density, dtype, transposed)
+        check(M, K, N, 0.1, dtype, transposed)
+    for density in (0.0, 1.0):
+        check(50, 64, 16, density, dtype, transposed)
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,7 +68,7 @@ def test_gradients(transposed, device, backend):
     def run(dy, b):
         return csr_sddmm(dy, b, *pattern.tensors(), transposed)
 
-    torch.autograd.gradcheck(run, inputs)
+    torch.autograd.gradcheck(run, inputs, fast_mode=backend == "triton")  # the interpreter takes 10 ms a call
     torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 

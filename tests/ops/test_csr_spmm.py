@@ -35,8 +35,9 @@ def test_agrees_with_dense(dtype, transposed, device, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(dtype, transposed, isa):
     for M, K, N in [*SHAPES, (300, 70, 3), (18, 4000, 40)]:
-        for density in (0.0, 0.1, 1.0):
-            check(M, K, N, density, dtype, transposed, bias=density > 0)
+        check(M, K, N, 0.1, dtype, transposed)
+    for density in (0.0, 1.0):
+        check(50, 64, 16, density, dtype, transposed, bias=False)
 
 
 @settings(max_examples=40, deadline=None)
@@ -113,7 +114,7 @@ def test_gradients(transposed, device, backend):
     def run(values, b, bias):
         return csr_spmm(values, *pattern.tensors(), b, transposed, bias)
 
-    torch.autograd.gradcheck(run, inputs)
+    torch.autograd.gradcheck(run, inputs, fast_mode=backend == "triton")  # the interpreter takes 10 ms a call
     torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
