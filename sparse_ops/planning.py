@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,16 +10,16 @@ from torch import nn
 from sparse_ops import masks, prunable
 from sparse_ops.masks import Count, Scope
 from sparse_ops.nn.base import SparseModule, dense_weight
+from sparse_ops.nn.choice import EXPECTED_SPARSITY
 from sparse_ops.prunable import Filters, Selection
 
-# Density below which a sparse layer is expected to beat the dense one on a CPU with AVX-512 in float32; a prediction to
-# plan with, `sparsify` measures. Convolutions start later, since the dense ones use fewer multiplications per output.
-BREAK_EVEN_DENSITY = {"linear": 0.2, "conv": 0.1, "depthwise": 0.0}
 
+def break_even_sparsity(module_type: type[nn.Module]) -> float | None:
+    """The share of zeros from which such a layer is expected to run faster sparse; None where it has no sparse form.
 
-def break_even_density(kind: Literal["linear", "conv", "depthwise"]) -> float:
-    """The density below which a layer of this kind is predicted to run faster sparse than dense; 0: never."""
-    return BREAK_EVEN_DENSITY[kind]
+    The numbers are those by which `sparsify` decides without an example; with one it measures.
+    """
+    return next((s for kind, s in EXPECTED_SPARSITY.items() if issubclass(module_type, kind)), None)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plan:
                 _by(layer.shape),
                 f"{layer.weights:,}",
                 "from the total" if layer.zeros is None else f"{layer.zeros:,}",
-                "never" if layer.break_even_sparsity is None else f"{100 * layer.break_even_sparsity:.0f} %",
+                "no sparse form" if layer.break_even_sparsity is None else f"{100 * layer.break_even_sparsity:.0f} %",
             ]
             for layer in self.layers
         ]
@@ -91,7 +91,7 @@ def plan(
     if scope != "global":
         zeros = masks.layer_zeros([w.parameter.shape for w in selection.weights], sparsity, scope, count)
     layers = [
-        PlannedLayer(w.name, w.kind, tuple(w.parameter.shape), n, z, _break_even(w.module))
+        PlannedLayer(w.name, w.kind, tuple(w.parameter.shape), n, z, break_even_sparsity(type(w.module)))
         for w, n, z in zip(selection.weights, sizes, zeros, strict=True)
     ]
     parameters = sum(p.numel() for p in model.parameters())
@@ -100,15 +100,6 @@ def plan(
 
 def _select(model: nn.Module, chosen: Filters, excluded: Filters) -> Selection:
     return prunable.select(model, chosen, excluded)
-
-
-def _break_even(module: nn.Module) -> float | None:
-    """The sparsity above which the module is predicted to be faster sparse; None: never."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        density = break_even_density("depthwise" if module.groups == module.in_channels > 1 else "conv")
-    else:
-        density = break_even_density("linear")
-    return 1 - density if density > 0 else None
 
 
 @dataclass(frozen=True)

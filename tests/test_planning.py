@@ -32,10 +32,14 @@ def test_layer_plans_add_up_to_the_budget(scope):
 
 
 def test_break_even_by_kind():
-    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Linear(4, 4))
-    found = [layer.break_even_sparsity for layer in sparse_ops.plan(net, 0.5).layers]
-    kinds = [planning.break_even_density(kind) for kind in ("depthwise", "conv", "linear")]
-    assert found == [None if density == 0 else 1 - density for density in kinds]
+    net = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Conv2d(4, 8, 1), nn.Linear(4, 4))
+    plan = sparse_ops.plan(net, 0.5)
+    assert [layer.break_even_sparsity for layer in plan.layers] == [
+        None,
+        *map(planning.break_even_sparsity, (nn.Conv2d, nn.Linear)),
+    ]
+    assert all(0.5 <= layer.break_even_sparsity < 1 for layer in plan.layers[1:])
+    assert "no sparse form" in str(plan)
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 98, float("nan")])

@@ -13,7 +13,7 @@ from torch import nn
 from sparse_ops.masks import Count, Scope
 from sparse_ops.methods.best_of import BestOf
 from sparse_ops.methods.budget import Sparsity
-from sparse_ops.methods.schedules import growing, steps_at_half_and_three_quarters
+from sparse_ops.methods.schedules import growing
 from sparse_ops.methods.updater import Evaluate, Sparsifier, epochs, fraction
 from sparse_ops.optim.snapshot import Snapshot, pruned
 from sparse_ops.prunable import Filters
@@ -87,16 +87,6 @@ class ART(Sparsifier):
         )
         self._start()
 
-    @property
-    def lr_factor(self) -> float:
-        """1, in the fine-tuning 0.1 from half and 0.01 from three quarters of it on."""
-        if self.phase != "finetune":
-            return 1.0
-        return steps_at_half_and_three_quarters(self.phase_epoch, self.lengths["finetune"])
-
-    def _length(self, phase: str) -> int:
-        return self.lengths[phase]
-
     def _enter(self, phase: str) -> None:
         if phase == "regularize":
             self.sweep.track(self.budget.tracked(self.weights))
@@ -110,7 +100,9 @@ class ART(Sparsifier):
             self.best.forget()
 
     def _grow(self, epoch: int) -> None:
-        self.sweep.set_penalty(self.regularizer, growing(self.lambda_init, self.eta, epoch))
+        strength = growing(self.lambda_init, self.eta, epoch)
+        targets = self.budget.tracked(self.weights)  # a layer that stays dense feels nothing
+        self.sweep.set_penalty(self.regularizer, [strength if target > 0 else 0.0 for target in targets])
 
     def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
         if self.phase != "regularize":
@@ -129,7 +121,8 @@ class ART(Sparsifier):
         return record, None
 
     def _settings(self) -> dict[str, Any]:
-        return {"regularizer": self.regularizer, "lambda_init": self.lambda_init, "eta": self.eta, **self.lengths}
+        own = {"regularizer": self.regularizer, "lambda_init": self.lambda_init, "eta": self.eta}
+        return own | super()._settings()
 
     def _method_state(self) -> dict[str, Any]:
         return {"best": self.best.state_dict()}

@@ -4,14 +4,13 @@ Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neur
 arXiv 1506.02626, with a single pruning step.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from sparse_ops.masks import Count, Scope
 from sparse_ops.methods.budget import Sparsity
-from sparse_ops.methods.schedules import steps_at_half_and_three_quarters
 from sparse_ops.methods.updater import Sparsifier, epochs
 from sparse_ops.prunable import Filters
 
@@ -61,19 +60,6 @@ class OneShot(Sparsifier):
         )
         self._start()
 
-    @property
-    def lr_factor(self) -> float:
-        """1, in the fine-tuning 0.1 from half and 0.01 from three quarters of it on."""
-        if self.phase != "finetune":
-            return 1.0
-        return steps_at_half_and_three_quarters(self.phase_epoch, self.lengths["finetune"])
-
-    def _length(self, phase: str) -> int:
-        return self.lengths[phase]
-
     def _enter(self, phase: str) -> None:
         if phase == "finetune":
             self._prune(self.budget.masks(self.weights))
-
-    def _settings(self) -> dict[str, Any]:
-        return dict(self.lengths)

@@ -13,6 +13,7 @@ from sparse_ops.masks import Count, PackedMask, Scope
 from sparse_ops.methods import collapse
 from sparse_ops.methods.budget import Budget, Sparsity
 from sparse_ops.methods.report import Report
+from sparse_ops.methods.schedules import steps_at_half_and_three_quarters
 from sparse_ops.optim.hooks import attach, reset_state
 from sparse_ops.optim.snapshot import apply_masks
 from sparse_ops.optim.sweep import Sweep
@@ -35,9 +36,9 @@ class PhaseChange:
 class Sparsifier(ABC):
     """Takes a dense network to a sparse one while the user's own loop trains it.
 
-    Call `end_epoch` after each epoch until `finished`, then `finalize`. A subclass names its `phases` and defines
-    `_length`, `_enter` and, where a phase may end early, `_judge`; it sets penalties, budgets and masks of `sweep` and
-    never touches weights.
+    Call `end_epoch` after each epoch until `finished`, then `finalize`. A subclass names its `phases` and the most
+    epochs of each, defines `_enter` and, where a phase may end early, `_judge`; it sets penalties, tracking and masks
+    of `sweep` and never touches weights.
 
     sparsity: share of zeros among the prunable weights, in [0, 1), or a mapping from name patterns to such shares.
     prunable, exclude: which weights, see `sparse_ops.prunable.select`. scope: "global", "uniform" or "erk"; count:
@@ -49,6 +50,7 @@ class Sparsifier(ABC):
 
     name: ClassVar[str]
     phases: ClassVar[tuple[str, ...]]
+    lengths: dict[str, int]  # phase -> the most epochs that it takes
 
     def __init__(
         self,
@@ -99,10 +101,6 @@ class Sparsifier(ABC):
     # What a method defines
 
     @abstractmethod
-    def _length(self, phase: str) -> int:
-        """The most epochs of a phase."""
-
-    @abstractmethod
     def _enter(self, phase: str) -> None:
         """Set penalty, tracking and masks of a phase that begins."""
 
@@ -132,8 +130,12 @@ class Sparsifier(ABC):
 
     @property
     def lr_factor(self) -> float:
-        """What the method multiplies the initial learning rate with in the coming epoch."""
-        return 1.0
+        """What the method multiplies the initial learning rate with in the coming epoch.
+
+        1, in a phase "finetune" 0.1 from half and 0.01 from three quarters of it on.
+        """
+        fine = self.phase == "finetune"
+        return steps_at_half_and_three_quarters(self.phase_epoch, self.lengths["finetune"]) if fine else 1.0
 
     def end_epoch(self, evaluate: Evaluate | None = None, train_accuracy: float | None = None) -> PhaseChange | None:
         """End an epoch; the PhaseChange when a phase ended with it.
@@ -154,7 +156,7 @@ class Sparsifier(ABC):
         )
         self.epoch += 1
         self.phase_epoch += 1
-        if reason is None and self.phase_epoch >= self._length(before):
+        if reason is None and self.phase_epoch >= self.lengths[before]:
             reason = f"its {self.phase_epoch} epochs are over"
         if reason is not None:
             self._advance()
@@ -194,7 +196,7 @@ class Sparsifier(ABC):
         return Report(self.name, settings, [dict(row) for row in self._history], layers)
 
     def _settings(self) -> dict[str, Any]:
-        return {}
+        return dict(self.lengths)
 
     def finalize(self) -> nn.Module:
         """Take the hooks off and return the model, with exactly the budget's zeros in its weights.
@@ -290,7 +292,7 @@ class Sparsifier(ABC):
             self._enter(self.phase)
 
     def _advance_while_over(self) -> None:
-        while not self.finished and self._length(self.phase) == 0:
+        while not self.finished and self.lengths[self.phase] == 0:
             self._advance()
 
     def _set_lr(self, begins: bool) -> None:

@@ -17,7 +17,7 @@ from sparse_ops.optim import verify
 from sparse_ops.optim.packed import PackedBits, unpacked_state
 
 PENALTIES = ("none", "l1", "l2", "growing_l2", "hypersparse")
-CANDIDATE_SHARE = 32  # room for one candidate in 32 weights; the bracket aims at 0.1 to 1 %
+CANDIDATE_SHARE = 64  # room for one candidate in 64 weights; the bracket aims at one in 128 at most
 
 
 class Sweep:
@@ -72,7 +72,7 @@ class Sweep:
 
     def _allocate(self, device: torch.device) -> None:
         R = len(self.numel)
-        capacity = min(max(self.numel), max(4096, math.ceil(max(self.numel) / CANDIDATE_SHARE)))
+        capacity = min(max(self.numel), max(self.numel) // CANDIDATE_SHARE + 1024)
         double = any(w.dtype == torch.float64 for w in self.weights.values())
         self.coefficients = torch.zeros(R, 4, dtype=torch.float64, device=device)
         self.brackets = torch.zeros(R, 2, dtype=torch.float64, device=device)
@@ -83,16 +83,20 @@ class Sweep:
 
     # What a method sets
 
-    def set_penalty(self, name: str, strength: float = 0.0, kept_strength: float = 0.0) -> None:
-        """Add this penalty's gradient from the next step on, with the same strength in every tracked scope."""
+    def set_penalty(
+        self, name: str, strength: float | Sequence[float] = 0.0, kept_strength: float | Sequence[float] = 0.0
+    ) -> None:
+        """Add this penalty's gradient from the next step on; strengths are one number, or one for each scope."""
         if name not in PENALTIES:
             raise ValueError(f"Sweep: penalty is {name!r}; it may be one of {', '.join(PENALTIES)}")
-        for value in (strength, kept_strength):
-            if not math.isfinite(value):
-                raise ValueError(f"Sweep: the strength of {name} is {value}, expected a finite number")
+        for column, given in enumerate((strength, kept_strength)):
+            values = list(given) if isinstance(given, Sequence) else [given] * len(self.numel)
+            if len(values) != len(self.numel) or not all(map(math.isfinite, values)):
+                raise ValueError(
+                    f"Sweep: the strength of {name} is {given}, expected finite numbers, one for each scope"
+                )
+            self.coefficients[:, column] = self.coefficients.new_tensor(values)
         self.penalty = name
-        self.coefficients[:, 0] = strength
-        self.coefficients[:, 1] = kept_strength
 
     def track(self, sparsities: float | Sequence[float] | None) -> None:
         """Know after each step the magnitude at these shares of each scope's weights; None stops it.
@@ -167,8 +171,9 @@ class Sweep:
         self._added = None
         on_cpu = self.statistics.device.type == "cpu"
         finite = not on_cpu or math.isfinite(self.statistics[:, 0].sum().item())
+        counted = self.report[:, 6].clone()
         self._finish(exact=self.exact_every > 0 and self.steps % self.exact_every == 0)
-        self._hits += self.report[:, 2]
+        self._hits += self.report[:, 2] * (self.report[:, 6] > counted)  # not of a step that the device has skipped
         self._seen = self._state_of_weights()
         if not finite:
             self.raise_non_finite()
@@ -197,22 +202,16 @@ class Sweep:
 
     def join_gradients(self, grad_scale: Tensor | None = None) -> None:
         """Add the penalty to .grad where it is not yet, and zero what the masks prune."""
-        climbing = {
-            p for g in (self.optimizer.param_groups if self.optimizer else []) if g.get("maximize") for p in g["params"]
-        }
-        penalty = self.penalty_now
-        for maximized in (False, True):  # such an optimiser negates the gradient, and would the penalty with it
-            params: list[Tensor] = [
-                w for w in self.weights.values() if w.grad is not None and (w in climbing) == maximized
-            ]
-            grads = [w.grad for w in params if w.grad is not None]
-            if params and penalty != "none":
-                scopes, _, groups = self.operands(params)
-                factor = grad_scale
-                if maximized:
-                    factor = -(grad_scale if grad_scale is not None else torch.ones((), device=params[0].device))
-                add_penalty_grad_(grads, params, groups, scopes, self.coefficients, penalty=penalty, grad_scale=factor)
-            self._masks.apply([(self._names[p], grad) for p, grad in zip(params, grads, strict=True)])
+        penalty, climbing = self.penalty_now, self._maximized()
+        with_grad = [(w, w.grad) for w in self.weights.values() if w.grad is not None]
+        if penalty != "none":
+            descending = [(w, grad) for w, grad in with_grad if w not in climbing]
+            ascending = [(w, grad) for w, grad in with_grad if w in climbing]
+            self._join(descending, penalty, grad_scale)
+            if ascending:  # the optimiser negates what it finds in .grad, and would the penalty with it
+                one = torch.ones((), device=ascending[0][0].device)
+                self._join(ascending, penalty, -(one if grad_scale is None else grad_scale))
+        self._masks.apply([(self._names[w], grad) for w, grad in with_grad])
 
     def forget_added(self) -> None:
         """The gradients are about to be computed anew: what `add_penalty_grad_` added is gone."""
@@ -238,7 +237,7 @@ class Sweep:
         """
         tracked = [r for r, rank in enumerate(self.ranks) if rank]
         rows, coefficients = self.report.tolist(), self.coefficients.tolist()
-        values: dict[str, float] = {"strength": coefficients[0][0]}
+        values: dict[str, float] = {"strength": max((row[0] for row in coefficients), key=abs)}
         for r in tracked:
             suffix = f"/{r}" if len(self.numel) > 1 else ""
             values[f"threshold{suffix}"] = rows[r][0]
@@ -317,6 +316,16 @@ class Sweep:
 
     def _state_of_weights(self) -> list[tuple[int, int]]:
         return [(w._version, w.data_ptr()) for w in self.weights.values()]
+
+    def _join(self, pairs: Sequence[tuple[Tensor, Tensor]], penalty: str, grad_scale: Tensor | None) -> None:
+        params, grads = [w for w, _ in pairs], [grad for _, grad in pairs]
+        if params:
+            scopes, _, groups = self.operands(params)
+            add_penalty_grad_(grads, params, groups, scopes, self.coefficients, penalty=penalty, grad_scale=grad_scale)
+
+    def _maximized(self) -> set[Tensor]:
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return {p for group in groups if group.get("maximize") for p in group["params"]}
 
     def _move(self, device: torch.device) -> None:
         for name in ("coefficients", "brackets", "statistics", "report", "candidates", "_hits"):

@@ -216,3 +216,15 @@ def test_the_authors_count():
     net, _, art = start(pretrain_epochs=0, max_regularize_epochs=0, finetune_epochs=0, count="art")
     assert sum(m.zeros for m in art.masks.values()) == math.floor(0.8 * art.selection.numel) + 1
     assert art.finalize() is net
+
+
+@pytest.mark.parametrize("regularizer", ["hypersparse", "l1", "l2"])
+def test_a_layer_that_stays_dense_feels_no_penalty(regularizer):
+    options = {"regularizer": regularizer, "lambda_init": 0.1, "pretrain_epochs": 0}
+    net, optimizer, _ = start(sparsity={"0": 0.5, "5": 0.0, "*": 0.9}, **options)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    before = [net[i].weight.clone() for i in (0, 5, 7)]
+    optimizer.step()
+    assert [torch.equal(net[i].weight, w) for i, w in zip((0, 5, 7), before, strict=True)] == [False, True, False]

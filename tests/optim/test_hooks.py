@@ -178,3 +178,23 @@ def test_detach_and_errors():
         attach(some, sweep)
     with pytest.raises(TypeError, match="the optimizer is int"):
         attach(3, sweep)
+
+
+@pytest.mark.parametrize("pair", ["sgd", "adamw"])
+def test_a_skip_that_only_the_device_knows_changes_nothing(pair, monkeypatch):
+    """As on CUDA, where the host does not ask: first a skipped step without state, then one with state."""
+    monkeypatch.setattr(optim.SGD, "_skips", lambda self: False)
+    monkeypatch.setattr(optim.AdamW, "_skips", lambda self: False)
+    cls, options = PAIRS[pair][0], PAIRS[pair][2]
+    (a, x, sweep_a), (b, y, sweep_b) = (swept(cls, options, "hypersparse", masked=True) for _ in range(2))
+    for step in range(4):
+        gradients(a, step)
+        x.found_inf, x.grad_scale = torch.ones(()), torch.ones(())
+        x.step()
+        x.found_inf = torch.zeros(())
+        x.step()
+        gradients(b, step)
+        y.step()
+        assert distance(a, b) == 0
+    assert sweep_a.metrics() == sweep_b.metrics()
+    torch.testing.assert_close(x.state_dict()["state"], y.state_dict()["state"], rtol=0, atol=0)

@@ -1,0 +1,81 @@
+"""A short run of any method: networks, optimisers, settings, and what must hold of its masks."""
+
+import math
+
+import torch
+from small_networks import NETWORKS, batches
+from torch import nn
+
+from sparse_ops import optim
+
+OPTIMIZERS = {
+    "ours sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "torch sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "ours adamw": lambda p: optim.AdamW(p, lr=3e-3, weight_decay=1e-2),
+    "torch adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=1e-2),
+}
+SHORT = {
+    "art": {"pretrain_epochs": 1, "max_regularize_epochs": 3, "finetune_epochs": 2, "lambda_init": 1e-3, "eta": 2.0},
+    "oneshot": {"pretrain_epochs": 2, "finetune_epochs": 3},
+}
+SPARSITY = 0.75
+
+
+class Run:
+    """A network on its way through a method; every epoch has its own batches, the same for each run of a kind."""
+
+    def __init__(self, info, make_optimizer, kind="cnn", net=None, prepare=None, sparsity=SPARSITY, **options):
+        self.kind, self.net = kind, NETWORKS[kind]() if net is None else net
+        if prepare is not None:
+            prepare(self.net)
+        self.optimizer = make_optimizer(self.net.parameters())
+        self.method = info.cls(self.net, self.optimizer, sparsity=sparsity, **(SHORT[info.name] | options))
+        self.number = 0
+
+    def backward(self, x, y, scale=1.0):
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        (scale * loss).backward()
+
+    def step(self, x, y):
+        self.backward(x, y)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def epoch(self, step=None):
+        for x, y in batches(self.kind, 4, self.number):
+            (step or self.step)(x, y)
+        self.number += 1
+        return self.method.end_epoch(lambda model: 0.5 + 0.01 * self.number, train_accuracy=0.9)
+
+    def until(self, phase):
+        while self.method.phase != phase:
+            self.epoch()
+        return self
+
+    def finish(self, step=None):
+        while not self.method.finished:
+            self.epoch(step)
+        return self
+
+    def zeros(self):
+        return {name: w.detach() == 0 for name, w in self.method.weights.items()}
+
+
+def check_zeros(run, info, finished=True):
+    """Masks of exactly the budget, zeros where they are, and nothing in the optimiser's state there."""
+    masks = run.method.masks
+    if info.exact_budget:
+        assert sum(m.zeros for m in masks.values()) == math.floor(SPARSITY * run.method.selection.numel + 0.5)
+    for name, mask in masks.items():
+        weight, dead = run.method.weights[name], ~mask.to_dense()
+        assert weight.detach()[dead].count_nonzero() == 0
+        assert torch.equal(weight.detach() == 0, dead)
+        if info.masked_state_zero and run.optimizer.state:
+            tensors = [t for t in run.optimizer.state[weight].values() if t.shape == weight.shape]
+            assert tensors
+            assert all(t[dead].count_nonzero() == 0 for t in tensors)
+
+
+def same(a, b, tolerance=0.0):
+    for (name, p), q in zip(a.net.state_dict().items(), b.net.state_dict().values(), strict=True):
+        assert (p.double() - q.double()).norm() <= tolerance * q.double().norm(), name

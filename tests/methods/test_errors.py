@@ -1,0 +1,92 @@
+"""What every method refuses: arguments, models, optimisers, checkpoints."""
+
+import pytest
+import torch
+from method_runs import OPTIMIZERS, SPARSITY, Run
+from small_networks import NETWORKS
+from torch import nn
+
+from sparse_ops import methods
+
+pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
+
+
+@pytest.fixture(params=methods.names())
+def info(request):
+    return methods.get(request.param)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"sparsity": 1.0}, ValueError, r"sparsity is 1.0, expected 0 <= sparsity < 1"),
+        ({"sparsity": -0.5}, ValueError, r"sparsity is -0.5"),
+        ({"sparsity": float("nan")}, ValueError, r"sparsity is nan"),
+        ({"sparsity": "0.9"}, TypeError, r"sparsity is '0.9'"),
+        ({"sparsity": {"0": 0.5}}, ValueError, r"sparsity gives no number for 5.weight"),
+        ({"sparsity": {"9": 0.5, "*": 0.5}}, ValueError, r"sparsity\['9'\] matches none"),
+        ({"scope": "layer"}, ValueError, r"scope is 'layer'"),
+        ({"count": "round"}, ValueError, r"count is 'round'"),
+        ({"min_nonzeros": -1}, ValueError, r"min_nonzeros is -1"),
+        ({"lr": "auto"}, ValueError, r"lr is 'auto'"),
+        ({"pretrain_epochs": -1}, ValueError, r"pretrain_epochs is -1"),
+        ({"pretrain_epochs": 1.0}, TypeError, r"pretrain_epochs is 1.0"),
+        ({"prunable": "head"}, ValueError, r"prunable='head' matches nothing"),
+        ({"momentum": 0.5}, TypeError, r"momentum"),
+    ],
+)
+def test_bad_arguments_are_named_and_leave_the_optimiser_free(info, options, error, message):
+    net = NETWORKS["cnn"]()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(error, match=message):
+        info.cls(net, optimizer, **({"sparsity": 0.5} | options))
+    info.cls(net, optimizer, sparsity=0.5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_models(info, bad):
+    run = Run(info, OPTIMIZERS["ours sgd"])
+    with pytest.raises(ValueError, match="has a sparsifier already"):
+        info.cls(run.net, run.optimizer, sparsity=0.5)
+    with pytest.raises(ValueError, match="optimizer and model do not match"):
+        info.cls(NETWORKS["cnn"](), OPTIMIZERS["ours sgd"](run.net.parameters()), sparsity=0.5)
+    other = NETWORKS["cnn"]()
+    other[5].weight.data[1, 1] = bad
+    with pytest.raises(ValueError, match=r"5.weight holds 1 non-finite values \((nan|inf)\)"):
+        info.cls(other, OPTIMIZERS["ours sgd"](other.parameters()), sparsity=0.5)
+    with pytest.raises(ValueError, match="BatchNorm1d has no prunable weights"):
+        norm = nn.BatchNorm1d(3)
+        info.cls(norm, OPTIMIZERS["ours sgd"](norm.parameters()), sparsity=0.5)
+
+
+def test_foreign_checkpoints_are_refused(info):
+    run = Run(info, OPTIMIZERS["ours sgd"]).until("finetune")
+    state = run.method.state_dict()
+    fresh = Run(info, OPTIMIZERS["ours sgd"]).method
+    cases = [
+        ({key: value for key, value in state.items() if key != "masks"}, "has no masks; resuming without them"),
+        (state | {"method": "rigl"}, "the checkpoint is of the method 'rigl'"),
+        (state | {"budget": state["budget"] | {"sparsity": 0.5}}, "has sparsity 0.5, here it is 0.75"),
+        ({"model": 1}, "not a sparsifier's checkpoint, it lacks method"),
+        (run.optimizer.state_dict(), "not a sparsifier's checkpoint"),
+    ]
+    for bad, message in cases:
+        with pytest.raises(ValueError, match=message):
+            fresh.load_state_dict(bad)
+    assert fresh.phase == fresh.phases[0] and fresh.masks == {}
+    narrow = NETWORKS["cnn"]()
+    del narrow[7]
+    other = info.cls(narrow, OPTIMIZERS["ours sgd"](narrow.parameters()), sparsity=SPARSITY)
+    with pytest.raises(ValueError, match=r"prunable weights differ from the model's: 7.weight"):
+        other.load_state_dict(state)
+
+
+def test_registry():
+    assert methods.get("art").cls is methods.ART
+    with pytest.raises(ValueError, match="there is no method 'atr'; did you mean 'art'"):
+        methods.get("atr")
+    for name in methods.names():
+        described = methods.get(name)
+        assert described.cls.name == name and described.paper and described.summary
+        with pytest.raises(AttributeError):
+            described.name = "x"
