@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_ops import checks
 from sparse_ops.masks import PackedMask
 from sparse_ops.ops.add_penalty_grad import add_penalty_grad_
 from sparse_ops.ops.sweep_finish import sweep_finish_
@@ -52,6 +53,12 @@ class Sweep:
         for name, other in devices.items():
             if other != device:
                 raise ValueError(f"Sweep: {first} is on {device}, {name} on {other}; all must be on one device")
+        for name, w in weights.items():
+            if not checks.is_dense(w):
+                raise ValueError(
+                    f"{name} has gaps or overlaps in memory, strides {w.stride()} for {tuple(w.shape)}; make the "
+                    "parameter of a contiguous tensor, or leave it out with exclude="
+                )
         self.weights = dict(weights)
         self.scopes = dict(zip(weights, rows, strict=True))
         self.numel = [0] * (max(rows) + 1)

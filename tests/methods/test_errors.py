@@ -59,6 +59,16 @@ def test_bad_models(info, bad):
         info.cls(norm, OPTIMIZERS["ours sgd"](norm.parameters()), sparsity=0.5)
 
 
+@pytest.mark.parametrize("weight", [torch.randn(4, 24).t()[::2, :].t(), torch.randn(4, 1).expand(4, 24)])
+def test_weights_with_gaps_or_overlaps(info, weight):
+    net = NETWORKS["cnn"]()
+    net[7].weight = nn.Parameter(weight)
+    optimizer = OPTIMIZERS["ours sgd"](net.parameters())
+    with pytest.raises(ValueError, match=r"7\.weight has gaps or overlaps in memory, strides"):
+        info.cls(net, optimizer, sparsity=0.5)
+    assert info.cls(net, optimizer, sparsity=0.5, exclude="7").masks == {}
+
+
 def test_foreign_checkpoints_are_refused(info):
     run = Run(info, OPTIMIZERS["ours sgd"]).until("finetune")
     state = run.method.state_dict()

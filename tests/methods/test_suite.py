@@ -250,3 +250,10 @@ def test_the_guard_against_collapse(info):
     alive = Run(info, OPTIMIZERS["ours sgd"], min_nonzeros=3, **skip)
     assert min(mask.numel - mask.zeros for mask in alive.method.masks.values()) == 3
     check_zeros(alive, info)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_double_and_half_networks(info, make_optimizer, dtype):
+    run = Run(info, make_optimizer, prepare=lambda net: net.to(dtype), check=True)
+    run.finish(lambda x, y: run.step(x.to(dtype), y))
+    check_zeros(run, info)
