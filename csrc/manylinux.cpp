@@ -4,5 +4,7 @@
 // 2.17. A private copy that says "several threads" costs an atomic instead of a plain add, outside every inner loop.
 #include <features.h>
 #if defined(__GLIBC__)
-extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+extern "C" {
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+}
 #endif
