@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## train a real network to 98 % zeros, run it sparse, 
 	$(BIN)/sparse-ops train recipes/demo.toml --run runs/demo $(ARGS)
 
 test: $(VENV)/.dev  ## every test, without a GPU (Triton kernels run in the interpreter)
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: $(VENV)/.installed  ## list the benchmarks; run one with ARGS='step --json FILE'
 	$(BIN)/python -m bench $(ARGS)
