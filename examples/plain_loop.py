@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparse_ops  # sparse
 
-EPOCHS = dict(pretrain_epochs=4, max_regularize_epochs=8, finetune_epochs=6)
+EPOCHS = {"pretrain_epochs": 4, "max_regularize_epochs": 8, "finetune_epochs": 6}
 
 
 def two_spirals(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

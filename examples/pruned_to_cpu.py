@@ -1,6 +1,6 @@
 """A model pruned elsewhere, here by torch.nn.utils.prune, runs sparse on the CPU and is saved small.
 
-    python examples/pruned_to_cpu.py
+python examples/pruned_to_cpu.py
 """
 
 import copy

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from sparse_ops import encodings
 from sparse_ops.encodings import Header, Kind
@@ -21,7 +22,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the model's state_dict to `path`, beside it first and then renamed, so that no file is ever half written.
 
     A sparse layer is stored as <module>.values, <module>.row_offsets and <module>.columns; a dense tensor with many
-    zeros is stored compressed and restored dense, without loss; a tensor that stands at several places is stored once.
+    zeros is stored compressed and restored dense, without loss; a tensor that stands at several places is stored once;
+    what torch.nn.utils.prune masks is stored as the product of its two halves, under the name that it has without.
     Needs the package safetensors. Raises ValueError for a state_dict that holds something else than tensors.
     """
     from safetensors.torch import save_file
@@ -54,6 +56,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             raise ValueError(f"the hash of its patterns is {found}, its header says {header.sha256}")
         state = _decode(tensors, header)
         swaps = _swaps(model, header)
+        for key, halves in _masked_by_torch(model).items():
+            if key in state and key.rpartition(".")[0] not in header.layers:
+                weight = state.pop(key)
+                state |= dict(zip(halves, (weight, (weight != 0).to(weight.dtype)), strict=True))
         _check_fit(model, swaps, state, header)
     model = swap.replace(model, swaps)
     model.load_state_dict(state)
@@ -140,6 +146,19 @@ def _join(module: str, name: str) -> str:
     return f"{module}.{name}" if module else name
 
 
+def _masked_by_torch(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Key of each tensor that torch.nn.utils.prune masks -> the keys of its two halves in the state_dict."""
+    return {
+        _join(name, hook._tensor_name): (
+            _join(name, f"{hook._tensor_name}_orig"),
+            _join(name, f"{hook._tensor_name}_mask"),
+        )
+        for name, module in model.named_modules(remove_duplicate=False)
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, BasePruningMethod)
+    }
+
+
 def _encode(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
     """The tensors of a file and its header, still without the hash."""
     header = Header()
@@ -150,7 +169,10 @@ def _encode(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
             structure |= {_join(name, key): (module, key) for key in ("row_offsets", "columns", "values")}
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for key, value in model.state_dict().items():
+    state = model.state_dict()
+    for key, halves in _masked_by_torch(model).items():
+        state[key] = state.pop(halves[0]) * state.pop(halves[1])
+    for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"save: {key!r} in the state_dict is {type(value).__name__}, expected a tensor")
         if value.layout != torch.strided:

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 
@@ -15,6 +16,7 @@ def run(name: str):
     return module.main()
 
 
+@pytest.mark.filterwarnings("ignore::sparse_ops.methods.collapse.CollapseWarning")
 def test_plain_loop_reaches_its_accuracy(capsys):
     assert run("plain_loop") > 0.9
     assert "90" in capsys.readouterr().out
@@ -26,5 +28,3 @@ def test_a_pruned_model_runs_sparse_and_comes_back_from_its_file(capsys):
 
 def test_every_example_is_run():
     assert {p.stem for p in EXAMPLES} == {"plain_loop", "pruned_to_cpu"}
-
-

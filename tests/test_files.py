@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 import sparse_ops
 from sparse_ops.nn import SparseLinear
@@ -267,3 +268,20 @@ def test_a_model_that_does_not_fit(tmp_path):
     extra = type("Extra", (nn.Module,), {"get_extra_state": lambda self: {}})()
     with pytest.raises(ValueError, match="'_extra_state' in the state_dict is dict"):
         sparse_ops.save(extra, path)
+
+
+def test_a_model_masked_by_torch_is_stored_under_its_plain_names(tmp_path):
+    """A dense layer pruned by torch.nn.utils.prune loads into a plain model and into one that is masked again."""
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5))
+    prune.l1_unstructured(model[0], "weight", 0.3)
+    prune.l1_unstructured(model[2], "bias", 2)
+    path = tmp_path / "model.safetensors"
+    sparse_ops.save(model, path)
+    x = torch.randn(7, 30)
+    plain = sparse_ops.load(path, nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5)))
+    assert torch.equal(plain(x), model(x))
+    masked = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5))
+    prune.random_unstructured(masked[0], "weight", 0.9)
+    prune.random_unstructured(masked[2], "bias", 1)
+    assert torch.equal(sparse_ops.load(path, masked)(x), model(x))
+    assert int((masked[0].weight_mask == 0).sum()) == int((model[0].weight == 0).sum())
