@@ -55,7 +55,7 @@ class Plain:
 
     def epoch(self, record: Record) -> None:
         now = time.monotonic()
-        if now - self.last >= 1 or record["phase_ends"]:
+        if now - self.last >= 1 or record["phase_ends"] or record["finished"]:
             self.last = now
             self.say(f"{self.title:22} {record['phase']:10} epoch {record['epoch'] + 1:3d}  {figures(record)}")
 

@@ -1,0 +1,54 @@
+"""Numbers behind the report's pictures: magnitudes of the weights, density per layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops.ops.kth_magnitude import kth_magnitude
+
+BINS_PER_DECADE, LOWEST, HIGHEST = 10, -10, 2  # decades of |w|
+
+
+def prunable(model: nn.Module) -> dict[str, Tensor]:
+    """Module name -> weight, of every Linear and convolution."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {name: m.weight.detach() for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def count_zeros(model: nn.Module) -> tuple[int, int]:
+    """(zeros, all) over the prunable weights."""
+    weights = list(prunable(model).values())
+    total = sum(w.numel() for w in weights)
+    return total - sum(int(w.count_nonzero()) for w in weights), total
+
+
+def magnitudes(model: nn.Module, sparsity: float) -> dict[str, Any]:
+    """Histogram of log10 |w| over the prunable weights, and the magnitude below which a share `sparsity` of them lies.
+
+    Magnitudes outside 1e-10 to 100 count in the first and the last bin; zeros are counted apart.
+    """
+    weights = list(prunable(model).values())
+    bins = BINS_PER_DECADE * (HIGHEST - LOWEST)
+    counts = torch.zeros(bins, dtype=torch.int64)
+    zeros = 0
+    for w in weights:
+        live = w.flatten().float().abs()
+        live = live[live > 0]
+        zeros += w.numel() - live.numel()
+        index = ((live.log10() - LOWEST) * BINS_PER_DECADE).floor().long().clamp_(0, bins - 1)
+        counts += torch.bincount(index, minlength=bins).cpu()
+    n = sum(w.numel() for w in weights)
+    k = max(1, int(sparsity * n + 0.5))
+    threshold = float(kth_magnitude(weights, k))
+    return {"lowest": LOWEST, "bins_per_decade": BINS_PER_DECADE, "counts": counts.tolist(), "zeros": zeros} | {
+        "threshold": threshold
+    }
+
+
+def density(model: nn.Module) -> list[dict[str, Any]]:
+    """One record per prunable weight: name, shape, weights, nonzeros."""
+    return [
+        {"name": name, "shape": list(w.shape), "weights": w.numel(), "nonzeros": int(w.count_nonzero())}
+        for name, w in prunable(model).items()
+    ]

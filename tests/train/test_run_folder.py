@@ -1,0 +1,67 @@
+"""The files of a run: nothing is lost, nothing half-written is read."""
+
+import pytest
+import torch
+
+from sparse_ops.train import run_folder
+from sparse_ops.train.run_folder import RunFolder, load_state, save_state
+
+
+def test_a_new_run_moves_the_old_one_aside(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin("seed = 0\n", resume=False)
+    folder.append_metrics({"epoch": 0})
+    save_state(folder.stage("fold0-art"), {"epochs": 3})
+    folder.begin("seed = 1\n", resume=False)
+    assert not (folder / run_folder.METRICS).exists() and not folder.stage("fold0-art").exists()
+    old = RunFolder(folder / run_folder.PREVIOUS)
+    assert list(old.metrics()) == [{"epoch": 0}] and load_state(old.stage("fold0-art")) == {"epochs": 3}
+    folder.begin("seed = 2\n", resume=False)
+    assert (old / run_folder.RECIPE).read_text() == "seed = 1\n"
+    assert not (old / run_folder.METRICS).exists()
+
+
+def test_resume_needs_the_same_recipe(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        folder.begin("seed = 0\n", resume=True)
+    folder.begin("seed = 0\n", resume=False)
+    folder.begin("seed = 0\n", resume=True)
+    with pytest.raises(ValueError, match="was begun with seed = 0, the recipe now says seed = 1"):
+        folder.begin("seed = 1\n", resume=True)
+
+
+def test_metrics_written_after_a_checkpoint_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"epoch": 0})
+    size = folder.metrics_size()
+    folder.append_metrics({"epoch": 1})
+    folder.truncate_metrics(size)
+    assert list(folder.metrics()) == [{"epoch": 0}]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_state(path, {"weights": torch.arange(5)})
+    with pytest.raises(Exception, match="pickle"):
+        save_state(path, {"weights": lambda: None})
+    assert torch.equal(load_state(path)["weights"], torch.arange(5))
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: b"", lambda raw: b"no checkpoint at all"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    path = tmp_path / "checkpoint.pt"
+    save_state(path, {"weights": torch.randn(1000)})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged or no checkpoint"):
+        load_state(path)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('executed')",))
+
+    torch.save({"weights": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged or no checkpoint"):
+        load_state(tmp_path / "checkpoint.pt")
