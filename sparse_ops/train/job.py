@@ -1,0 +1,208 @@
+"""A recipe from beginning to end: train the method and its rivals, make the sparse network, prove it, time it."""
+
+import functools
+import inspect
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparse_ops import methods, optim
+from sparse_ops.train import data as data_sets
+from sparse_ops.train import deploy, figures, networks, run_folder
+from sparse_ops.train.augment import Augmentation, Batches
+from sparse_ops.train.data import DataSet
+from sparse_ops.train.dense import DenseTraining
+from sparse_ops.train.loop import Budget, Trainer, accuracy
+from sparse_ops.train.progress import Progress
+from sparse_ops.train.recipe import Recipe, unknown_key
+from sparse_ops.train.run_folder import RunFolder
+
+FOLDS = 5
+EVALUATION_BATCH = 500
+
+
+@dataclass
+class Options:
+    """What the command line says about a run and a recipe does not."""
+
+    run: Path
+    data_dir: Path = Path("data")
+    device: str = "cpu"
+    folds: int = 1
+    threads: int = 0
+    max_epochs: int | None = None
+    download: bool = False
+    resume: bool = False
+
+
+@dataclass
+class Outcome:
+    """A finished stage: the trained network, on the CPU and in contiguous memory, and what is known about it."""
+
+    model: nn.Module
+    epochs: int
+    seconds: float
+    test_accuracy: float
+    kept: dict[str, Any] | None
+
+
+class Job:
+    """A recipe for one split of the data after another (folds); each is trained in stages: method, oneshot, dense."""
+
+    def __init__(self, recipe: Recipe, options: Options, progress: Progress) -> None:
+        self.recipe, self.options, self.progress = recipe, options, progress
+        most = FOLDS if recipe.data.name == "digits" else 1
+        if not 1 <= options.folds <= most:
+            why = "" if most > 1 else f", since {recipe.data.name} has a fixed test set"
+            raise ValueError(f"--folds is {options.folds}, expected 1{f' to {most}' if most > 1 else ''}{why}")
+        self.arguments = method_arguments(recipe.method)
+        try:
+            self.device = torch.device(options.device)
+        except RuntimeError:
+            raise ValueError(f"--device {options.device}: expected cpu, cuda or cuda:N") from None
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {options.device}: this PyTorch finds no CUDA device")
+        self.folder = RunFolder(options.run)
+        self.budget = Budget(options.max_epochs)
+        self.seconds_before = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Everything; returns what summary.json holds. Raises loop.Stopped where the limit of epochs ended it."""
+        begin = time.perf_counter()
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
+        sets = [self._load(fold) for fold in range(self.options.folds)]  # a missing file is told before all else
+        self._check_method(sets[0])
+        self.folder.begin(self.recipe.to_toml(), resume=self.options.resume)
+        folds = [self._train(data, fold) for fold, data in enumerate(sets)]
+        summary = self._accuracies(folds)
+        first, dense = folds[0], self._dense(folds[0], sets[0])
+        summary |= deploy.deploy(first["method"].model, dense, sets[0], self.folder, self.progress)
+        summary["seconds_train"] = sum(outcome.seconds for fold in folds for outcome in fold.values())
+        summary["seconds_total"] = time.perf_counter() - begin + self.seconds_before
+        summary |= {"recipe": self.recipe.to_dict(), "threads": torch.get_num_threads(), "device": str(self.device)}
+        histograms = {name: outcome.kept for name, outcome in first.items() if outcome.kept}
+        density = figures.density(first["method"].model)
+        self.folder.write_json(run_folder.FIGURES, {"magnitudes": histograms, "density": density})
+        self.folder.write_json(run_folder.SUMMARY, summary)
+        (self.folder / run_folder.CHECKPOINT).unlink(missing_ok=True)
+        return summary
+
+    def _load(self, fold: int) -> DataSet:
+        return data_sets.load(
+            self.recipe.data.name,
+            self.options.data_dir,
+            fold=fold,
+            download=self.options.download,
+            report=lambda done, total: self.progress.bytes(f"downloading {self.recipe.data.name}", done, total),
+        )
+
+    def _check_method(self, data: DataSet) -> None:
+        """Raise what the method has against its arguments before any file of an older run is touched."""
+        model = self._network(data)
+        optimizer = optim.SGD(model.parameters(), **vars(self.recipe.optimizer))
+        methods.get(self.recipe.method["name"]).cls(model, optimizer, **self.arguments).detach()
+
+    def _train(self, data: DataSet, fold: int) -> dict[str, Outcome]:
+        name = self.recipe.method["name"]
+        outcomes = {"method": self._stage(name, data, fold, name, self.arguments)}
+        epochs = outcomes["method"].epochs
+        if self.recipe.training.oneshot and name != "oneshot":
+            finetune = min(self.arguments.get("finetune_epochs", epochs // 2), epochs)
+            shared = ("sparsity", "scope", "count", "prunable", "exclude")
+            arguments = {key: value for key, value in self.arguments.items() if key in shared}
+            arguments |= {"pretrain_epochs": epochs - finetune, "finetune_epochs": finetune}
+            outcomes["oneshot"] = self._stage("oneshot", data, fold, "oneshot", arguments)
+        if self.recipe.training.dense:
+            outcomes["dense"] = self._stage("dense", data, fold, None, {"epochs": epochs})
+        return outcomes
+
+    def _stage(self, name: str, data: DataSet, fold: int, method: str | None, arguments: dict[str, Any]) -> Outcome:
+        """Train one network, or take it from the run folder where it is finished or begun."""
+        key = f"fold{fold}-{name}"
+        seed = self.recipe.seed + fold
+        torch.manual_seed(seed)  # every stage of a fold starts from the same weights and sees the same batches
+        layout = torch.channels_last if self.recipe.training.channels_last else torch.contiguous_format
+        model = self._network(data).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        done = self.folder.stage(key)
+        if self.options.resume and done.is_file():
+            state = run_folder.load_state(done)
+            model.load_state_dict(state["model"])
+            self.seconds_before += state["seconds"]
+            return self._outcome(model, state)
+        optimizer = optim.SGD(model.parameters(), **vars(self.recipe.optimizer))
+        sparsifier = (
+            DenseTraining(model, optimizer, **arguments)
+            if method is None
+            else methods.get(method).cls(model, optimizer, **arguments)
+        )
+        train, test = self._batches(data)
+        trainer = Trainer(key, model, optimizer, sparsifier, train, test, self.recipe, self.folder, self.progress, seed)
+        checkpoint = self.folder / run_folder.CHECKPOINT
+        if self.options.resume and checkpoint.is_file():
+            state = run_folder.load_state(checkpoint)
+            if state["stage"] == key:
+                trainer.resume(state)
+                self.seconds_before += state["seconds"]
+        fold_of = f" {fold + 1}/{self.options.folds}" if self.options.folds > 1 else ""
+        self.progress.stage(name + fold_of, _most_epochs(arguments), len(trainer.train))
+        trainer.run(self.budget)
+        model = sparsifier.finalize()
+        test_accuracy = accuracy(model, trainer.test.plain(), self.recipe.training.precision)
+        state = {
+            "model": model.state_dict(),
+            "epochs": trainer.epoch,
+            "seconds": trainer.seconds,
+            "test_accuracy": test_accuracy,
+            "kept": trainer.kept,
+        }
+        run_folder.save_state(done, state)
+        return self._outcome(model, state)
+
+    def _outcome(self, model: nn.Module, state: dict[str, Any]) -> Outcome:
+        model = model.to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        return Outcome(model, state["epochs"], state["seconds"], state["test_accuracy"], state["kept"])
+
+    def _network(self, data: DataSet) -> nn.Module:
+        return networks.build(self.recipe.network.name, data.shape, data.classes, width=self.recipe.network.width)
+
+    def _dense(self, outcomes: dict[str, Outcome], data: DataSet) -> nn.Module:
+        """The network to compare speed and size with; without a dense stage, one that was never trained."""
+        return outcomes["dense"].model if "dense" in outcomes else self._network(data).eval()
+
+    def _batches(self, data: DataSet) -> tuple[Batches, Batches]:
+        batches = functools.partial(Batches, device=self.device, channels_last=self.recipe.training.channels_last)
+        augmentation = Augmentation(self.recipe.data.crop, self.recipe.data.flip)
+        train = batches(data.train, data, self.recipe.data.batch_size, augmentation=augmentation)
+        return train, batches(data.test, data, EVALUATION_BATCH)
+
+    def _accuracies(self, folds: list[dict[str, Outcome]]) -> dict[str, Any]:
+        summary: dict[str, Any] = {}
+        for key, stage in (("dense_accuracy", "dense"), ("sparse_accuracy", "method"), ("oneshot_accuracy", "oneshot")):
+            values = [fold[stage].test_accuracy for fold in folds if stage in fold]
+            summary[key] = math.fsum(values) / len(values) if values else None
+            summary[f"{key}_per_fold"] = values
+        summary["epochs"] = folds[0]["method"].epochs
+        summary["epochs_per_fold"] = [fold["method"].epochs for fold in folds]
+        return summary
+
+
+def method_arguments(table: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the method that [method] names; an unknown one is an error that names the nearest known."""
+    arguments = {key: value for key, value in table.items() if key != "name"}
+    known = inspect.signature(methods.get(table["name"]).cls).parameters
+    for key in arguments:
+        if key not in known or key in ("model", "optimizer"):
+            raise unknown_key(f"method.{key}", [f"method.{k}" for k in known if k not in ("model", "optimizer")])
+    if "sparsity" not in arguments:
+        raise ValueError("method.sparsity is missing; for example method.sparsity = 0.98")
+    return arguments
+
+
+def _most_epochs(arguments: dict[str, Any]) -> int:
+    return sum(value for key, value in arguments.items() if key.endswith("epochs"))

@@ -1,0 +1,154 @@
+"""A whole recipe, small: summary, zeros in the file, resume from any epoch, folds, errors before any training."""
+
+import json
+
+import pytest
+import torch
+
+import sparse_ops
+from sparse_ops.train import data as data_sets
+from sparse_ops.train import deploy, networks, run_folder
+from sparse_ops.train.job import Job, Options
+from sparse_ops.train.loop import Stopped
+from sparse_ops.train.progress import Plain
+from sparse_ops.train.recipe import parse
+from sparse_ops.train.run_folder import RunFolder
+
+pytest.importorskip("sklearn")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*lose.*:UserWarning"
+)  # three epochs at 95 % may cost an output its inputs
+
+TABLE = {
+    "data": {"name": "digits", "batch_size": 128, "crop": 1},
+    "network": {"name": "mlp", "width": 64},
+    "method": {
+        "name": "art",
+        "sparsity": 0.9,
+        "pretrain_epochs": 2,
+        "max_regularize_epochs": 2,
+        "finetune_epochs": 2,
+        "lambda_init": 1e-3,
+        "eta": 1.5,
+    },
+}
+KEYS = """
+dense_accuracy sparse_accuracy oneshot_accuracy sparsity zeros prunable max_abs_difference_sparse_vs_masked
+dense_ms sparse_ms dense_bytes sparse_bytes seconds_train seconds_total model_file
+""".split()  # noqa: SIM905
+
+
+def job(path, table=TABLE, **options):
+    return Job(parse(table), Options(run=path, **options), Plain())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_timings():
+    """The times themselves are not tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, "ROUNDS", 3)
+        patch.setattr(deploy, "SAMPLE_SECONDS", 1e-4)
+        patch.setattr(deploy, "THREADS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    return RunFolder(path), job(path).run()
+
+
+def test_summary(finished):
+    folder, summary = finished
+    assert json.loads((folder / run_folder.SUMMARY).read_text()) == summary
+    assert set(KEYS) <= set(summary)
+    prunable = 64 * 64 + 64 * 64 + 64 * 10
+    assert (summary["prunable"], summary["zeros"]) == (prunable, int(0.9 * prunable + 0.5))
+    assert summary["sparsity"] == summary["zeros"] / prunable
+    assert 0 < summary["seconds_train"] < summary["seconds_total"]
+    assert summary["dense_accuracy"] > 0.8 and summary["sparse_accuracy"] > 0.5
+    assert summary["epochs"] <= 6
+
+
+def test_the_rivals_train_for_as_many_epochs(finished):
+    folder, summary = finished
+    for stage in ("art", "oneshot", "dense"):
+        records = [r for r in folder.metrics() if r["stage"] == f"fold0-{stage}"]
+        assert [r["epoch"] for r in records] == list(range(summary["epochs"])) and records[-1]["finished"]
+    first = [next(r for r in folder.metrics() if r["stage"] == f"fold0-{s}") for s in ("art", "oneshot", "dense")]
+    assert len({r["loss"] for r in first}) == 1  # the same start and the same batches
+
+
+def test_the_file_holds_the_network(finished):
+    folder, summary = finished
+    data = data_sets.load("digits", folder.path)
+    network = sparse_ops.load(summary["model_file"], networks.build("mlp", data.shape, 10, width=64)).eval()
+    dense = sparse_ops.densify(network)
+    weights = [m.weight for m in dense.modules() if isinstance(m, torch.nn.Linear)]
+    assert sum(int((w == 0).sum()) for w in weights) == summary["zeros"]
+    x = (data.test.images.float() - data.mean[0]) / data.std[0]
+    with torch.inference_mode():
+        right = (network(x).argmax(1) == data.test.labels).double().mean()
+    assert right.item() == pytest.approx(summary["sparse_accuracy"], abs=2 / 360)
+    scale = summary["max_abs_output"]
+    assert summary["max_abs_difference_sparse_vs_masked"] <= 1e-5 * scale
+    assert summary["max_abs_difference_loaded_vs_sparse"] <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 8])
+def test_resume_gives_the_same_run(finished, tmp_path, epochs):
+    folder, summary = finished
+    path = tmp_path / "halves"
+    with pytest.raises(Stopped):
+        job(path, max_epochs=epochs).run()
+    assert not (path / run_folder.SUMMARY).exists()
+    resumed = job(path, resume=True).run()
+    for key in ("dense_accuracy", "sparse_accuracy", "oneshot_accuracy", "zeros", "epochs"):
+        assert resumed[key] == summary[key], key
+    for stage in ("art", "oneshot", "dense"):
+        a, b = (run_folder.load_state(f.stage(f"fold0-{stage}"))["model"] for f in (folder, RunFolder(path)))
+        assert all(torch.equal(a[name], b[name]) for name in a), stage
+    timeless = [
+        [{k: v for k, v in r.items() if "second" not in k} for r in f.metrics()] for f in (folder, RunFolder(path))
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_folds_are_averaged(tmp_path):
+    method = TABLE["method"] | {"pretrain_epochs": 1, "max_regularize_epochs": 1, "finetune_epochs": 1}
+    table = TABLE | {"method": method, "training": {"dense": False, "oneshot": False}}
+    summary = job(tmp_path / "run", table, folds=2).run()
+    values = summary["sparse_accuracy_per_fold"]
+    assert len(values) == 2 and summary["sparse_accuracy"] == pytest.approx(sum(values) / 2)
+    assert summary["dense_accuracy"] is None and summary["dense_bytes"] > summary["sparse_bytes"]
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (
+            {"method": {"name": "art", "sparsitty": 0.9}},
+            {},
+            "unknown key 'method.sparsitty'; did you mean 'method.sparsity'?",
+        ),
+        ({"method": {"name": "artt", "sparsity": 0.9}}, {}, "did you mean 'art'?"),
+        ({"method": {"name": "art"}}, {}, "method.sparsity is missing"),
+        ({"method": {"name": "art", "sparsity": 1.0}}, {}, "sparsity is 1.0"),
+        ({}, {"folds": 6}, "--folds is 6, expected 1 to 5"),
+        ({"data": {"name": "cifar10"}}, {"folds": 2}, "--folds is 2, expected 1, since cifar10 has a fixed test set"),
+        ({"data": {"name": "cifar10"}}, {}, "data_batch_1.bin is missing"),
+        ({}, {"resume": True}, "holds no run to resume"),
+        pytest.param(
+            {},
+            {"device": "cuda"},
+            "--device cuda: this PyTorch finds no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+        ({}, {"device": "gpu"}, "--device gpu"),
+    ],
+)
+def test_errors_come_before_training(tmp_path, change, options, message):
+    with pytest.raises(ValueError) as error:
+        job(tmp_path / "run", TABLE | change, **{"data_dir": tmp_path, **options}).run()
+    assert message in str(error.value)
+    assert not (tmp_path / "run" / run_folder.METRICS).exists()
