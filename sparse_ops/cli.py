@@ -1,0 +1,148 @@
+"""The command sparse-ops: train, report, verify, info."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_ops._version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 where it worked, 2 with one sentence on stderr where not, 130 where it was interrupted."""
+    arguments = parser().parse_args(argv)
+    warnings.showwarning = _one_line_warning
+    try:
+        return arguments.command(arguments) or 0
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"sparse-ops: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sparse-ops: interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    top = argparse.ArgumentParser(
+        prog="sparse-ops",
+        description="Train dense networks into sparse ones, and run them sparse.",
+        epilog="sparse-ops COMMAND --help shows a command's options and an example.",
+    )
+    top.add_argument("--version", action="version", version=f"sparse-ops {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "train what a recipe says, make the network sparse, report",
+        "sparse-ops train recipes/demo.toml --run runs/demo --set method.sparsity=0.95",
+    )
+    train.add_argument("recipe", type=Path, help="TOML file, see recipes/")
+    train.add_argument("--run", type=Path, metavar="DIR", help="where the run's files go (runs/<name of the recipe>)")
+    train.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where data files lie (data)")
+    train.add_argument("--download", action="store_true", help="fetch missing data files into --data-dir")
+    train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    train.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (PyTorch's default)")
+    train.add_argument("--seed", type=int, metavar="N", help="the same as --set seed=N")
+    train.add_argument("--folds", type=int, default=1, metavar="N", help="train on N of the 5 splits of digits (1)")
+    train.add_argument("--max-epochs", type=_positive, metavar="N", help="stop after N epochs; --resume goes on")
+    train.add_argument("--resume", action="store_true", help="go on with the unfinished run in --run, bit for bit")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in --set optimizer.lr=0.05"
+    )
+
+    report = _command(commands, "report", _report, "make the report of a run again", "sparse-ops report runs/demo")
+    report.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+
+    verify = _command(
+        commands,
+        "verify",
+        _verify,
+        "check a model file: hashes, shapes, zeros and patterns",
+        "sparse-ops verify runs/demo/model.safetensors",
+    )
+    verify.add_argument("file", type=Path, help="file written by sparse_ops.save")
+
+    _command(commands, "info", _info, "versions, instruction set, and what each op runs on here", "sparse-ops info")
+    return top
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    command.set_defaults(command=run)
+    return command
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from sparse_ops.train import progress, recipe, report
+    from sparse_ops.train.job import Job, Options
+    from sparse_ops.train.loop import Stopped
+
+    overrides = dict(map(recipe.parse_override, arguments.set))
+    if arguments.seed is not None:
+        overrides["seed"] = arguments.seed
+    read = recipe.read(arguments.recipe, overrides)
+    run = arguments.run or Path("runs") / arguments.recipe.stem
+    names = ("data_dir", "device", "folds", "threads", "max_epochs", "download", "resume")
+    options = Options(run=run, **{name: getattr(arguments, name) for name in names})
+    display = progress.choose()
+    try:
+        summary = Job(read, options, display).run()
+    except (Stopped, KeyboardInterrupt) as stop:
+        display.close()
+        why = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
+        print(f"{why}; the same command with --resume goes on, from the last whole epoch, with {run}")
+        return 130 if isinstance(stop, KeyboardInterrupt) else 0
+    finally:
+        display.close()
+    print(f"\n{report.text_table(summary)}\n\n{report.sentence(summary)}")
+    try:
+        print(f"report: {report.write(run)}")
+    except ValueError as error:  # without matplotlib everything but the report is there
+        print(f"no report: {error}", file=sys.stderr)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sparse_ops.train import report
+
+    print(report.write(arguments.folder))
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from sparse_ops import files
+
+    print(files.verify(arguments.file))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from sparse_ops.train import info
+
+    print(info.text())
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _one_line_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    print(f"sparse-ops: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The report's pictures as inline SVG, drawn by matplotlib; one function per picture."""
+
+import io
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with every common colour blindness; line styles differ as well.
+DENSE, METHOD, ONESHOT, THRESHOLD = "#555555", "#0072B2", "#D55E00", "#009E73"
+_STYLE: Any = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "legend.frameon": False,
+    "svg.hashsalt": "sparse_ops",  # the same picture has the same bytes
+}
+_SMALLEST_ERROR = 0.1  # %; an accuracy above 99.9 % is drawn there
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as an <svg> element without prolog, metadata, external reference or date."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    markup = text.getvalue()
+    markup = markup[markup.index("<svg") :]
+    markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", markup).replace("xlink:href", "href")
+
+
+def _subplots(height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
+    """Figure and axes made without pyplot, so that no state or window is left behind."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, **options)
+
+
+def _styled(draw: Any) -> Any:
+    """Run a drawing function under the report's style."""
+
+    def styled(*arguments: Any) -> "Figure":
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*arguments)
+
+    styled.__doc__ = draw.__doc__
+    return styled
+
+
+@_styled
+def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
+    """Accuracy and lambda over the epochs; curves maps a stage's title to its records."""
+    figure, (top, bottom) = _subplots(5.4, 2, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    looks = {method: (METHOD, "-"), "one-shot": (ONESHOT, "--"), "dense": (DENSE, ":")}
+    for title, records in curves.items():
+        colour, style = looks[title]
+        epochs = [r["epoch"] + 1 for r in records]
+        error = [max(100 - 100 * r["test_accuracy"], _SMALLEST_ERROR) for r in records]
+        top.plot(epochs, error, style, color=colour, lw=1.6, label=f"{title}: test")
+        pruned = [r for r in records if r.get("pruned_accuracy") is not None and r["phase"] == "regularize"]
+        if pruned:
+            x = [r["epoch"] + 1 for r in pruned]
+            y = [max(100 - 100 * r["pruned_accuracy"], _SMALLEST_ERROR) for r in pruned]
+            top.plot(x, y, "o", ms=3.5, color=colour, mfc="white", label=f"{title}: pruned copy, training data")
+        penalty = [r for r in records if r.get("lambda")]
+        bottom.plot([r["epoch"] + 1 for r in penalty], [r["lambda"] for r in penalty], style, color=colour, lw=1.6)
+    ticks = [100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1]
+    top.set_yscale("log")
+    top.set_ylim(100, _SMALLEST_ERROR * 0.9)
+    top.set_yticks(ticks, [f"{100 - t:g}" for t in ticks])
+    top.minorticks_off()
+    top.set_ylabel("accuracy (%), scale of log error")
+    _phases(top, curves.get(method, []))
+    top.legend(loc="lower right", fontsize=9)
+    bottom.set_yscale("log")
+    bottom.set_ylabel("lambda")
+    bottom.set_xlabel("epoch")
+    return figure
+
+
+def _phases(axes: "Axes", records: list[dict[str, Any]]) -> None:
+    """Vertical lines where a phase of the method begins, with its name above the picture."""
+    begins = [r["epoch"] for i, r in enumerate(records) if i == 0 or records[i - 1]["phase"] != r["phase"]]
+    for begin in begins:
+        if begin > records[0]["epoch"]:
+            axes.axvline(begin + 0.5, color="#999999", lw=0.8)
+        end = min([b for b in begins if b > begin], default=records[-1]["epoch"] + 1)
+        name = records[begin - records[0]["epoch"]]["phase"]
+        place: Any = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 9}
+        axes.annotate(name, ((begin + end) / 2 + 0.5, 1.01), color="#444444", **place)
+
+
+@_styled
+def magnitudes(histograms: dict[str, dict[str, Any]], method: str) -> "Figure":
+    """How many weights have which magnitude, with the threshold of the budget, for dense and regularised weights."""
+    figure, axes = _subplots(3.4)
+    looks = {method: (METHOD, 0.45), "dense": (DENSE, 0.3)}
+    peak, first, last = 1, 10**9, 0
+    for title, h in histograms.items():
+        colour, alpha = looks[title]
+        edges = [h["lowest"] + i / h["bins_per_decade"] for i in range(len(h["counts"]) + 1)]
+        name = "dense network" if title == "dense" else f"{title}, before pruning"
+        axes.stairs(h["counts"], edges, fill=True, color=colour, alpha=alpha)
+        axes.stairs(h["counts"], edges, color=colour, lw=1.2, label=name)
+        threshold = h["threshold"]
+        axes.axvline(_log10(threshold), color=colour, lw=1.5, ls="--", label=f"its threshold, {threshold:.1e}")
+        live = [i for i, count in enumerate(h["counts"]) if count]
+        peak = max(peak, *h["counts"])
+        first, last = min([first, *live[:1]]), max([last, *live[-1:]])
+    h = next(iter(histograms.values()))
+    axes.set_xlim(h["lowest"] + first / h["bins_per_decade"] - 0.2, h["lowest"] + last / h["bins_per_decade"] + 0.3)
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, 3 * peak)
+    axes.set_xlabel("magnitude |w|")
+    axes.set_ylabel("weights per tenth of a decade")
+    axes.xaxis.set_major_locator(_integers())
+    axes.xaxis.set_major_formatter(lambda x, _: f"$10^{{{x:.0f}}}$")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 * len(histograms), fontsize=8.5)
+    return figure
+
+
+def _log10(x: float) -> float:
+    return math.log10(x) if x > 0 else -300.0
+
+
+def _integers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)
+
+
+@_styled
+def density(layers: list[dict[str, Any]], total: float) -> "Figure":
+    """Share of live weights per layer (log scale) with their number; total is the density of all layers together."""
+    figure, axes = _subplots(1.1 + 0.27 * len(layers))
+    values = [100 * layer["nonzeros"] / layer["weights"] for layer in layers]
+    floor = min([v for v in values if v > 0] + [100 * total]) / 2
+    rows = range(len(layers))
+    axes.barh(rows, [max(v, floor) for v in values], color=METHOD, height=0.7)
+    axes.axvline(100 * total, color=THRESHOLD, lw=1.5, ls="--", label=f"all layers: {100 * total:.2g} %")
+    axes.set_yticks(rows, [f"{layer['name']}  {'x'.join(map(str, layer['shape']))}" for layer in layers], fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlim(floor, 100)
+    right = axes.secondary_yaxis("right")
+    right.spines["right"].set_visible(False)
+    texts = [
+        f"{v:.2g} %: {layer['nonzeros']:,} of {layer['weights']:,}" for v, layer in zip(values, layers, strict=True)
+    ]
+    right.set_yticks(rows, texts, fontsize=8.5)
+    right.tick_params(length=0)
+    ticks = [t for t in (0.01, 0.1, 1, 10, 100) if t >= floor]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xlabel("live weights (% of the layer)")
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+@_styled
+def cost(summary: dict[str, Any]) -> "Figure":
+    """Time of a batch and bytes of the file, dense against sparse."""
+    figure, (left, right) = _subplots(2.0, 1, 2)
+    for axes, values, unit, title in (
+        (left, (summary["dense_ms"], summary["sparse_ms"]), "ms", "time of a batch of 64 (ms)"),
+        (right, (summary["dense_bytes"] / 1e3, summary["sparse_bytes"] / 1e3), "kB", "model file (kB)"),
+    ):
+        axes.barh(["dense", "sparse"], values, color=[DENSE, METHOD], height=0.6)
+        axes.invert_yaxis()
+        ratio = values[0] / values[1]
+        axes.annotate(f" {_short(values[0])} {unit}", (values[0], 0), va="center")
+        relation = f"{ratio:.1f}x less" if ratio >= 1 else f"{1 / ratio:.1f}x more"
+        axes.annotate(f" {_short(values[1])} {unit}, {relation}", (values[1], 1), va="center")
+        axes.set_xlim(0, 1.45 * max(values))
+        axes.set_xlabel(title)
+        axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _short(value: float) -> str:
+    """Three digits, and all digits of what is larger."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,162 @@
+"""report.html of a run: one self-contained page made from summary.json, metrics.jsonl and figures.json."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+from sparse_ops.train import run_folder
+from sparse_ops.train.run_folder import RunFolder
+
+NAMES = {"art": "ART + HyperSparse", "oneshot": "one-shot magnitude"}
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.55 system-ui, sans-serif; color: #1a1a1a; background: #fff; }}
+body {{ max-width: 960px; margin: 2em auto; padding: 0 1em; }}
+h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.15em; margin: 2em 0 .3em; }}
+.result {{ font-size: 1.15em; border-left: 4px solid #0072B2; padding-left: .8em; }}
+table {{ border-collapse: collapse; margin: 1em 0; }}
+th, td {{ padding: .35em .9em; border-bottom: 1px solid #ddd; text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }} p.note {{ color: #555; font-size: .92em; margin: .2em 0 .6em; }}
+svg {{ width: 100%; height: auto; }} details pre {{ background: #f6f6f6; padding: .8em; overflow-x: auto; }}
+</style></head><body>
+<h1>{title}</h1>
+<p class="result">{sentence}</p>
+{table}
+{sections}
+<h2>Recipe</h2><details><summary>as it ran, every default written out</summary><pre>{recipe}</pre></details>
+</body></html>
+"""
+
+
+def write(path: Path) -> Path:
+    """Make runs/<name>/report.html again from the files of the run; returns where it lies."""
+    try:
+        from sparse_ops.train import plots
+
+        return _write(RunFolder(path), plots)
+    except ImportError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ValueError("the report needs matplotlib: pip install 'sparse_ops[train]'") from None
+
+
+def _write(folder: RunFolder, plots: Any) -> Path:
+    summary = folder.read_json(run_folder.SUMMARY)
+    figures = folder.read_json(run_folder.FIGURES)
+    name = summary["recipe"]["method"]["name"]
+    title = NAMES.get(name, name)
+    stages = {f"fold0-{name}": title, "fold0-oneshot": "one-shot", "fold0-dense": "dense"}
+    if name == "oneshot":
+        stages[f"fold0-{name}"] = title
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for record in folder.metrics():
+        if record["stage"] in stages:
+            curves.setdefault(stages[record["stage"]], []).append(record)
+    histograms = {
+        shown: figures["magnitudes"][key]
+        for key, shown in (("dense", "dense"), ("method", title))
+        if key in figures["magnitudes"]
+    }
+    budget = 1 - summary["sparsity"]
+    sections = [
+        _section(
+            "Training",
+            "Accuracy after every epoch, on a scale that spreads what is close to 100 %; "
+            "the networks that are reported are those of the last epoch. " + _folds(summary),
+            plots.training(curves, title),
+        ),
+        _section(
+            "Magnitudes",
+            "All prunable weights, before any of them is set to zero: left of the threshold is what the budget prunes.",
+            plots.magnitudes(histograms, title),
+        ),
+        _section("Density per layer", "What is left in each layer.", plots.density(figures["density"], budget)),
+        _section(
+            "Cost",
+            f"{summary['timing']}; dense in the faster of NCHW and channels_last. "
+            f"{summary['sparse_layers']} layers run sparse, the others were faster dense.",
+            plots.cost(summary),
+        ),
+    ]
+    page = PAGE.format(
+        title=html.escape(f"{title}: {summary['recipe']['network']['name']} on {summary['recipe']['data']['name']}"),
+        sentence=html.escape(sentence(summary)),
+        table=_table(summary, title),
+        sections="\n".join(sections),
+        recipe=html.escape((folder / run_folder.RECIPE).read_text()),
+    )
+    path = folder / run_folder.REPORT
+    run_folder.write_text(path, page)
+    return path
+
+
+def _section(title: str, note: str, figure: Any) -> str:
+    from sparse_ops.train import plots
+
+    return f'<h2>{title}</h2><p class="note">{html.escape(note)}</p>\n{plots.svg(figure)}'
+
+
+def _folds(summary: dict[str, Any]) -> str:
+    n = len(summary["sparse_accuracy_per_fold"])
+    return f"The curves are those of the first of {n} splits." if n > 1 else ""
+
+
+def percent(share: float | None) -> str:
+    """99.44 %, or - where there is none."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """The result of a run in one sentence."""
+    recipe, name = summary["recipe"], summary["recipe"]["method"]["name"]
+    left = summary["prunable"] - summary["zeros"]
+    folds = len(summary["sparse_accuracy_per_fold"])
+    mean = f" (mean of {folds} splits)" if folds > 1 else ""
+    against = f" against {percent(summary['dense_accuracy'])} dense" if summary["dense_accuracy"] is not None else ""
+    speed = summary["dense_ms"] / summary["sparse_ms"]
+    pace = f"{speed:.1f} times faster than dense" if speed >= 1 else f"{1 / speed:.1f} times slower than dense"
+    return (
+        f"{NAMES.get(name, name)} left {left:,} of {summary['prunable']:,} weights of {recipe['network']['name']} on "
+        f"{recipe['data']['name']} ({percent(summary['sparsity'])} zeros): {percent(summary['sparse_accuracy'])} test "
+        f"accuracy{against}{mean}; the sparse network is {pace} ({summary['sparse_ms']:.3g} against "
+        f"{summary['dense_ms']:.3g} ms a batch), its file {summary['dense_bytes'] / summary['sparse_bytes']:.1f} times "
+        f"smaller, and its outputs differ from the masked dense network's by at most "
+        f"{summary['max_abs_difference_sparse_vs_masked']:.1e}."
+    )
+
+
+def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table of a run: a heading, then one row per network."""
+    name = summary["recipe"]["method"]["name"]
+    live = f"{summary['prunable'] - summary['zeros']:,}"
+    kilo = [f"{summary[key] / 1e3:.1f}" for key in ("dense_bytes", "sparse_bytes")]
+    epochs = str(summary["epochs"])
+    table: list[tuple[str, ...]] = [("network", "test accuracy", "live weights", "epochs", "ms a batch", "file, kB")]
+    if summary["dense_accuracy"] is not None:
+        dense = percent(summary["dense_accuracy"])
+        table.append(("dense", dense, f"{summary['prunable']:,}", epochs, f"{summary['dense_ms']:.3f}", kilo[0]))
+    sparse = percent(summary["sparse_accuracy"])
+    table.append((NAMES.get(name, name), sparse, live, epochs, f"{summary['sparse_ms']:.3f}", kilo[1]))
+    if summary["oneshot_accuracy"] is not None:
+        table.append(("one-shot magnitude", percent(summary["oneshot_accuracy"]), live, epochs, "", ""))
+    return table
+
+
+def text_table(summary: dict[str, Any]) -> str:
+    """The table of a run for a terminal."""
+    table = rows(summary)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
+        for name, *cells in table
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _table(summary: dict[str, Any], title: str) -> str:
+    heading, *body = rows(summary)
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"

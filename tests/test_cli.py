@@ -1,0 +1,142 @@
+"""The command sparse-ops: help with examples, one sentence on errors, exit codes, and a small run from end to end."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sparse_ops import cli
+from sparse_ops.train import deploy
+from sparse_ops.train.progress import Plain
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*lose all their inputs:UserWarning")
+COMMANDS = ["train", "report", "verify", "info"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([command, "--help"])
+    assert done.value.code == 0
+    assert f"example: sparse-ops {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torch", "instruction set", "apply_masks", "csr_spmm"):
+        assert word in out
+
+
+RECIPE = """
+[data]
+name = "digits"
+[network]
+name = "mlp"
+width = 32
+[method]
+name = "art"
+sparsity = 0.9
+pretrain_epochs = 1
+max_regularize_epochs = 1
+finetune_epochs = 1
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe of seconds; the times are not tested."""
+    monkeypatch.setattr(deploy, "ROUNDS", 3)
+    monkeypatch.setattr(deploy, "SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(deploy, "THREADS", 1)
+    path = tmp_path / "own.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "nowhere.toml"], "nowhere.toml cannot be read: No such file"),
+        (["train", "RECIPE", "--set", "data.nam=x"], "unknown key 'data.nam'; did you mean 'data.name'?"),
+        (["train", "RECIPE", "--set", "data.name=cifar10", "--data-dir", "nowhere"], "is missing; put"),
+        (["train", "RECIPE", "--set", "method.sparsity=1.5"], "sparsity is 1.5"),
+        (["train", "RECIPE", "--folds", "9"], "--folds is 9, expected 1 to 5"),
+        (["train", "RECIPE", "--resume"], "holds no run to resume"),
+        (["report", "nowhere"], "holds no finished run"),
+        (["verify", "nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_errors_are_one_sentence(arguments, message, recipe, capsys, monkeypatch):
+    monkeypatch.chdir(recipe.parent)
+    assert cli.main([str(recipe) if a == "RECIPE" else a for a in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.startswith("sparse-ops: ")
+    assert len(captured.err.splitlines()) == 1 and "Traceback" not in captured.err
+
+
+def test_wrong_usage_is_exit_code_2():
+    for arguments in ([], ["train"], ["train", "x", "--threads", "0"], ["no-such-command"]):
+        with pytest.raises(SystemExit) as done:
+            cli.main(arguments)
+        assert done.value.code == 2
+
+
+def test_a_run_from_end_to_end(recipe, tmp_path, capsys):
+    """Stop, resume, report, verify."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    train = ["train", str(recipe), "--run", str(run)]
+    assert cli.main([*train, "--max-epochs", "2"]) == 0
+    assert "--resume" in capsys.readouterr().out
+    assert cli.main([*train, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "one-shot magnitude" in out and "ART + HyperSparse left" in out
+    assert (run / "report.html").is_file() and (run / "summary.json").is_file()
+    (run / "report.html").unlink()
+    assert cli.main(["report", str(run)]) == 0 and (run / "report.html").is_file()
+    model = run / "model.safetensors"
+    assert cli.main(["verify", str(model)]) == 0
+    assert "zeros" in capsys.readouterr().out
+    model.write_bytes(model.read_bytes()[:-7])
+    assert cli.main(["verify", str(model)]) == 2
+    assert str(model) in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_run_to_resume(recipe, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    train = ["train", str(recipe), "--run", str(tmp_path / "run")]
+    whole_epoch = Plain.epoch
+
+    def interrupted(self, record):
+        whole_epoch(self, record)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Plain, "epoch", interrupted)
+        assert cli.main(train) == 130
+    assert "interrupted; the same command with --resume goes on" in capsys.readouterr().out
+    assert cli.main([*train, "--resume"]) == 0
+
+
+def test_the_command_is_a_process_too():
+    done = subprocess.run([sys.executable, "-m", "sparse_ops.cli", "train", "no.toml"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "sparse-ops: no.toml cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib"])
+def test_works_without_optional_packages(package, recipe, tmp_path, capsys, monkeypatch):
+    """Blocked imports stand for packages that are not installed; the run ends well and says what to install."""
+    pytest.importorskip("sklearn")
+    for name in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "sparse_ops.train.plots", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert cli.main(["train", str(recipe), "--run", str(tmp_path / "run"), "--set", "training.oneshot=false"]) == 0
+    captured = capsys.readouterr()
+    assert "pip install 'sparse_ops[train]'" in captured.out + captured.err
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert (tmp_path / "run" / "report.html").is_file() == (package == "rich")

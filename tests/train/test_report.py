@@ -1,0 +1,120 @@
+"""The report from the files of a run: self-contained, made again from the files, with its figures in the text."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from sparse_ops.train import report, run_folder
+from sparse_ops.train.run_folder import RunFolder
+
+pytest.importorskip("matplotlib")
+
+
+def histogram(center, threshold):
+    counts = [int(1e5 * 2.0 ** -abs(i - center)) for i in range(120)]
+    return {"lowest": -10, "bins_per_decade": 10, "counts": counts, "zeros": 3, "threshold": threshold}
+
+
+def records(stage, phases):
+    epoch = 0
+    for phase, n in phases:
+        for i in range(n):
+            record = {
+                "stage": f"fold0-{stage}",
+                "epoch": epoch,
+                "phase": phase,
+                "test_accuracy": 1 - 0.4 / (1 + epoch),
+                "pruned_accuracy": i / n if phase == "regularize" else None,
+            }
+            yield record | ({"lambda": 5e-5 * 1.2**i} if phase == "regularize" else {})
+            epoch += 1
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The files of a run that never was."""
+    folder = RunFolder(tmp_path / "run")
+    folder.begin('seed = 0  # <script>alert("recipe")</script>\n', resume=False)
+    for stage, phases in {
+        "art": [("pretrain", 12), ("regularize", 20), ("finetune", 28)],
+        "oneshot": [("pretrain", 32), ("finetune", 28)],
+        "dense": [("dense", 60)],
+    }.items():
+        for record in records(stage, phases):
+            folder.append_metrics(record)
+    layers = [
+        {"name": f"blocks.{i}.conv1", "shape": [64, 32, 3, 3], "weights": 18432, "nonzeros": i * 99} for i in range(9)
+    ]
+    magnitudes = {"dense": histogram(80, 0.06), "method": histogram(60, 1.2e-3)}
+    folder.write_json(run_folder.FIGURES, {"magnitudes": magnitudes, "density": layers})
+    summary = {
+        "dense_accuracy": 0.9944,
+        "sparse_accuracy": 0.9917,
+        "oneshot_accuracy": 0.9861,
+        "sparse_accuracy_per_fold": [0.9917],
+        "epochs": 60,
+        "sparsity": 0.98,
+        "zeros": 300586,
+        "prunable": 306720,
+        "sparse_layers": 8,
+        "max_abs_difference_sparse_vs_masked": 2.9e-6,
+        "dense_ms": 3.21,
+        "sparse_ms": 1.07,
+        "dense_bytes": 1_240_000,
+        "sparse_bytes": 56_000,
+        "timing": "batch 64, float32",
+        "recipe": {"method": {"name": "art"}, "network": {"name": "resnet8"}, "data": {"name": "digits"}},
+    }
+    folder.write_json(run_folder.SUMMARY, summary)
+    return folder
+
+
+def test_the_page_stands_alone(run):
+    page = report.write(run.path).read_text()
+    assert not re.search(r"https?:|//|<script|<link|<img|@import|url\((?!#)", page)
+    for element in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(element)
+    assert page.count("<svg") == 4
+    assert "6,134 of 306,720 weights" in page and "99.17 %" in page and "98.61 %" in page
+    assert "3.0 times faster than dense" in page and "22.1 times" in page
+    assert page == report.write(run.path).read_text()  # from the same files the same page
+
+
+def test_a_slower_network_is_called_slower(run):
+    summary = run.read_json(run_folder.SUMMARY)
+    run.write_json(run_folder.SUMMARY, summary | {"sparse_ms": 6.42})
+    assert "2.0 times slower than dense" in report.write(run.path).read_text()
+
+
+def test_without_rivals(run):
+    figures = run.read_json(run_folder.FIGURES)
+    del figures["magnitudes"]["dense"]
+    run.write_json(run_folder.FIGURES, figures)
+    summary = run.read_json(run_folder.SUMMARY)
+    run.write_json(run_folder.SUMMARY, summary | {"dense_accuracy": None, "oneshot_accuracy": None})
+    lines = [line for line in (run / run_folder.METRICS).read_text().splitlines() if "fold0-art" in line]
+    (run / run_folder.METRICS).write_text("\n".join(lines) + "\n")
+    page = report.write(run.path).read_text()
+    assert "against 99.44 % dense" not in page and page.count("<svg") == 4
+
+
+def test_text_table(run):
+    lines = report.text_table(run.read_json(run_folder.SUMMARY)).splitlines()
+    assert len(lines) == 5 and len({len(line) for line in lines[:2]}) == 1
+    assert lines[3].startswith("ART + HyperSparse") and "6,134" in lines[3]
+
+
+@pytest.mark.parametrize("name", [run_folder.SUMMARY, run_folder.FIGURES])
+def test_missing_and_damaged_files_are_named(run, name):
+    (run / name).write_text("{")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        report.write(run.path)
+    (run / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing: .* holds no finished run"):
+        report.write(run.path)
+
+
+def test_metrics_are_json_lines(run):
+    assert all(json.loads(line)["stage"] for line in (run / run_folder.METRICS).read_text().splitlines())
