@@ -132,14 +132,19 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
       }
       if (writes) write(w_ptr, w);
       for (int k = 0; k < S; ++k) write(state_ptrs[k], states[k]);
-      if (scope != nullptr) {
-        const auto valid = V::first(lanes);
-        observe<V>(sums, kWhole ? w : V::select(valid, w, zero), valid, curved, s, low, high, candidates);
-      }
     };
     int64_t i = 0;
     for (; i + V::W <= n; i += V::W) step(i, V::W, Whole{});
     if (i < n) step(i, static_cast<int>(n - i), Part{});
+    // A loop of its own: update and sums in one are a chain too long for the processor to overlap two registers.
+    if (scope != nullptr) {
+      for (i = 0; i + V::W <= n; i += V::W)
+        observe<V>(sums, V::load(w_ptr + i), V::first(V::W), curved, s, low, high, candidates);
+      if (i < n) {
+        const int lanes = static_cast<int>(n - i);
+        observe<V>(sums, V::load(w_ptr + i, lanes), V::first(lanes), curved, s, low, high, candidates);
+      }
+    }
 
     if (writes) closed<T>(chunk.w, start, n, w_ptr);
     for (int k = 0; k < S; ++k) closed<T>(chunk.states[k], start, n, state_ptrs[k]);

@@ -1,6 +1,6 @@
 // Operands of any kind as blocks of float or double, and the penalty's gradient; include it inside a body.
 
-#include "tanh.h"
+#include "sweep_tanh.h"
 #include "sweep_vec.h"
 
 static constexpr int kBlock = 1024;  // elements converted at a time: five operands of 4 KB stay in the first cache
@@ -40,7 +40,7 @@ static void closed(const Operand& operand, int64_t i, int64_t n, const T* buffer
     }
 }
 
-static inline void tanh_of(F32::R x, F32::R& t, F32::R& c) { tanh_sech2(x, t, c); }
+static inline void tanh_of(F32::R x, F32::R& t, F32::R& c) { tanh_mostly_near(x, t, c); }
 static inline void tanh_of(F64::R x, F64::R& t, F64::R& c) {
   double xs[F64::W], ts[F64::W], cs[F64::W];
   F64::store(xs, x);
