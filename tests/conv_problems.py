@@ -49,6 +49,7 @@ SHAPES = {
     "patches": Shape(2, 3, 5, (16, 16), (4, 4), stride=(4, 4), padding=(0, 0)),
     "output of one pixel": Shape(5, 3, 4, (5, 3), (5, 3), padding=(0, 0)),
     "padding wider than kernel": Shape(2, 3, 4, (6, 5), (1, 2), padding=(2, 3)),
+    "wide": Shape(1, 2, 2, (3, 700)),
     "no images": Shape(0, 4, 5, (6, 6)),
 }
 

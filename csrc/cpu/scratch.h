@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <vector>
+#include <cstdlib>
+#include <new>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace sparse_ops {
 
@@ -11,11 +14,25 @@ namespace sparse_ops {
 // thread asks for the same slot again.
 template <int Slot>
 void* scratch(size_t bytes) {
-  constexpr size_t kLine = 64;
-  thread_local std::vector<unsigned char> memory;
-  if (memory.size() < bytes + kLine) memory = std::vector<unsigned char>(bytes + kLine);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return reinterpret_cast<void*>((address + kLine - 1) / kLine * kLine);
+  constexpr size_t kPage = size_t{2} << 20;
+  struct Memory {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Memory() { std::free(data); }
+  };
+  thread_local Memory memory;
+  if (memory.bytes < bytes) {
+    std::free(memory.data);
+    memory.bytes = 0;
+    const size_t unit = bytes < kPage / 8 ? 4096 : kPage, rounded = (bytes + unit - 1) / unit * unit;
+    memory.data = std::aligned_alloc(unit, rounded);
+    if (memory.data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (unit == kPage) madvise(memory.data, rounded, MADV_HUGEPAGE);
+#endif
+    memory.bytes = rounded;
+  }
+  return memory.data;
 }
 
 }  // namespace sparse_ops

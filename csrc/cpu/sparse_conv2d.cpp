@@ -23,12 +23,14 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
   const int64_t rows = target.channels;
   if (target.images * rows * target.rows * target.cols == 0) return;
   const double density = static_cast<double>(ConvLists<A>::count_values(weight)) / static_cast<double>(rows);
-  const ConvTiling tiling = conv_tiling(h, w, target.images, source.channels, rows, density, kLanes);
+  const ConvTiling tiling = conv_tiling(h, w, target.images, source.channels, rows, density, kLanes,
+                                        source.channels_last);
   const int64_t plane = tiling.source_rows * tiling.source_cols, pixels = tiling.rows * tiling.cols;
   STD_TORCH_CHECK(source.channels * plane < (int64_t{1} << 31) / kLanes && pixels < (int64_t{1} << 31),
                   "sparse_conv2d: a tile of ", source.channels, " channels and ", plane, " pixels is too large");
   const auto rows_of = conv_classes(h, tiling.rows, tiling.whole), cols_of = conv_classes(w, tiling.cols, tiling.whole);
-  const auto blocks = conv_blocks(rows_of, cols_of, tiling.source_cols, tiling.cols, SPARSE_OPS_DISPATCH(most_pixels)());
+  const int most = SPARSE_OPS_DISPATCH(most_pixels)();
+  const auto blocks = conv_blocks(rows_of, cols_of, tiling.source_cols, tiling.cols, most);
   const ConvLists<A> lists(weight, rows_of, cols_of, tiling.source_cols, plane);
 
   // A tile is worked on by several threads only where there are few tiles: each of them packs it for itself.
@@ -47,7 +49,8 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
     A* out = static_cast<A*>(scratch<kConvOut>(step * pixels * 64));
     int64_t packed = -1;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t tile = item / pieces, first = tile / tiling.panels * kLanes, col = tile % tiling.panels * tiling.cols;
+      const int64_t tile = item / pieces, first = tile / tiling.panels * kLanes;
+      const int64_t col = tile % tiling.panels * tiling.cols;
       if (tile != packed) {
         const ConvWindow in{first, tiling.bands, tiling.whole ? 0 : h.origin(0), h.origin(tiling.rows) - h.origin(0),
                             tiling.whole ? 0 : w.origin(col), tiling.source_rows, tiling.source_cols};
@@ -68,7 +71,8 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
 }
 
 ConvImages images(const Tensor& t, bool channels_last) {
-  return {const_cast<void*>(t.const_data_ptr()), t.scalar_type(), channels_last, t.size(0), t.size(1), t.size(2), t.size(3)};
+  void* data = const_cast<void*>(t.const_data_ptr());
+  return {data, t.scalar_type(), channels_last, t.size(0), t.size(1), t.size(2), t.size(3)};
 }
 
 const int32_t* indices(const Tensor& t) { return static_cast<const int32_t*>(t.const_data_ptr()); }

@@ -51,10 +51,10 @@ struct ConvTiling {
   int64_t tiles() const { return groups * panels; }
 };
 
-// A pure function of the shape, so that results depend neither on threads nor on values. channels: (source, target),
-// density: values per target channel.
+// The cheapest tiling by an estimate of its cycles: a function of the shape, the number of values and the memory format
+// alone, so that results do not depend on threads or instruction sets. values_per_channel: of a target channel.
 ConvTiling conv_tiling(const ConvAxis& h, const ConvAxis& w, int64_t images, int64_t source_channels,
-                       int64_t target_channels, double values_per_channel, int64_t lanes);
+                       int64_t target_channels, double values_per_channel, int64_t lanes, bool channels_last);
 
 // The pixels of a tile in blocks of at most `most` pixels; class (i, j) has the number i * columns.size() + j.
 std::vector<ConvBlock> conv_blocks(const std::vector<ConvClass>& rows, const std::vector<ConvClass>& columns,

@@ -45,45 +45,67 @@ struct Lanes {
   }
 };
 
+// Contiguous images in bands: rows of a few hundred pixels are copied lane by lane between their zero borders, and then
+// transposed together; so the images are read in runs, where sixteen streams at once would collide in the cache.
+template <typename T>
+void pack_bands(const ConvImages& x, const ConvWindow& w, const Lanes<T>& lanes, int64_t left, int64_t right,
+                Accumulator<T>* slab) {
+  using A = Accumulator<T>;
+  constexpr int64_t kMost = 512, line = Lanes<T>::kCount;
+  const int64_t rows = std::clamp<int64_t>(kMost / w.cols, 1, w.rows);
+  const int64_t planes = rows < w.rows ? 1 : std::max<int64_t>(1, kMost / (rows * w.cols));
+  const int64_t pitch = planes * rows * w.cols + 16;
+  const auto copy = SPARSE_OPS_DISPATCH(stage<T>);
+  const auto gather_all = SPARSE_OPS_DISPATCH(gather<A>);
+  A* stages = static_cast<A*>(scratch<kConvRow>(line * pitch * sizeof(A)));
+  std::memset(stages, 0, line * pitch * sizeof(A));
+  const int64_t ahead = rows < w.rows ? rows * x.cols : planes * x.rows * x.cols;
+  const A* src[line];
+  for (int l = 0; l < line; ++l) src[l] = stages + l * pitch;
+  for (int64_t ch = 0; ch < x.channels; ch += planes)
+    for (int64_t r0 = 0; r0 < w.rows; r0 += rows) {
+      const int64_t n = std::min(rows, w.rows - r0), count = std::min(planes, x.channels - ch);
+      for (int l = 0; l < line; ++l) {
+        const int64_t row = lanes.row[l] + r0, begin = std::clamp<int64_t>(-row, 0, n);
+        const int64_t end = lanes.image[l] == nullptr ? begin : std::clamp(x.rows - row, begin, n);
+        A* to = stages + l * pitch + left;
+        if (rows < w.rows) {
+          std::memset(to - left, 0, begin * w.cols * sizeof(A));
+          std::memset(to - left + end * w.cols, 0, (n - end) * w.cols * sizeof(A));
+        }
+        for (int64_t i = 0; i < count && begin < end; ++i)
+          copy(lanes.image[l] + ((ch + i) * x.rows + row + begin) * x.cols + w.col0 + left, x.cols, end - begin,
+               right - left, ahead, to + (i * w.rows + begin) * w.cols, w.cols);
+      }
+      gather_all(src, count * n * w.cols, slab + (ch * w.rows + r0) * w.cols * line, line);
+    }
+}
+
 template <typename T>
 void pack(const ConvImages& x, const ConvWindow& w, Accumulator<T>* slab) {
   using L = Lanes<T>;
   const L lanes(x, w);
-  const auto gather = SPARSE_OPS_DISPATCH(gather<T>);
+  const auto gather_all = SPARSE_OPS_DISPATCH(gather<T>);
   const int64_t plane = w.rows * w.cols, line = L::kCount;
   const int64_t left = std::clamp<int64_t>(-w.col0, 0, w.cols), right = std::clamp(x.cols - w.col0, left, w.cols);
   const T* src[L::kCount];
-  const int64_t longest = std::max({x.channels, x.cols, lanes.whole(w, x) ? x.channels * x.rows * x.cols : 0});
+  const bool whole = lanes.whole(w, x);
+  if (!x.channels_last && !whole) return pack_bands(x, w, lanes, left, right, slab);
+  const int64_t longest = x.channels_last ? x.channels : x.channels * plane;
   T* zeros = static_cast<T*>(scratch<kConvRow>(longest * sizeof(T)));
-  if (!lanes.whole(w, x) || lanes.used < L::kCount) std::memset(zeros, 0, longest * sizeof(T));
-  if (x.channels_last) {
-    for (int64_t r = 0; r < w.rows; ++r)
-      for (int64_t c = 0; c < w.cols; ++c) {
-        const bool inside = c >= left && c < right;
-        for (int l = 0; l < L::kCount; ++l)
-          src[l] = inside && lanes.has(l, r, x)
-                       ? lanes.image[l] + ((lanes.row[l] + r) * x.cols + w.col0 + c) * x.channels
-                       : zeros;
-        gather(src, x.channels, slab + (r * w.cols + c) * line, plane * line);
-      }
-    return;
-  }
-  if (lanes.whole(w, x)) {
+  if (!whole || lanes.used < L::kCount) std::memset(zeros, 0, longest * sizeof(T));
+  if (!x.channels_last) {
     for (int l = 0; l < L::kCount; ++l) src[l] = lanes.image[l] ? lanes.image[l] : zeros;
-    gather(src, x.channels * plane, slab, line);
-    return;
+    return gather_all(src, longest, slab, line);
   }
-  const bool merged = w.col0 == 0 && w.cols == x.cols && lanes.full(w.rows, x);
-  for (int64_t ch = 0; ch < x.channels; ++ch) {
-    Accumulator<T>* to = slab + ch * plane * line;
-    for (int64_t r = 0; r < (merged ? 1 : w.rows); ++r, to += w.cols * line) {
-      for (int l = 0; l < L::kCount; ++l)
-        src[l] = lanes.has(l, r, x)
-                     ? lanes.image[l] + (ch * x.rows + lanes.row[l] + r) * x.cols + w.col0 + left
-                     : zeros;
-      std::memset(to, 0, left * 64);
-      gather(src, merged ? plane : right - left, to + left * line, line);
-      if (!merged) std::memset(to + right * line, 0, (w.cols - right) * 64);
+  for (int64_t r = 0; r < w.rows; ++r) {
+    const T* row[L::kCount];
+    for (int l = 0; l < L::kCount; ++l)
+      row[l] = lanes.has(l, r, x) ? lanes.image[l] + ((lanes.row[l] + r) * x.cols + w.col0) * x.channels : nullptr;
+    for (int64_t c = 0; c < w.cols; ++c) {
+      const bool inside = c >= left && c < right;
+      for (int l = 0; l < L::kCount; ++l) src[l] = inside && row[l] != nullptr ? row[l] + c * x.channels : zeros;
+      gather_all(src, x.channels, slab + (r * w.cols + c) * line, plane * line);
     }
   }
 }

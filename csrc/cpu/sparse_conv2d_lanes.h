@@ -1,4 +1,4 @@
-// Tiles of images in lanes: a slab holds, for each channel and pixel of a tile, one line of 64 bytes with a lane per band.
+// Tiles of images in lanes: a slab holds, for each channel and pixel of a tile, one line of 64 bytes, a lane per band.
 #pragma once
 
 #include "../common.h"

@@ -169,3 +169,23 @@ template <typename T>
 static void scatter(const Accumulator<T>* slab, int64_t stride, int64_t n, T* const* dst) {
   scatter_lanes(slab, stride, n, dst);
 }
+
+// `rows` rows of n elements, widened, from one image to a lane's own memory. Short runs far apart defeat the hardware's
+// prefetching, so each run asks for the one `ahead` elements later.
+template <typename T>
+static void stage(const T* src, int64_t src_pitch, int64_t rows, int64_t n, int64_t ahead, Accumulator<T>* dst,
+                  int64_t dst_pitch) {
+  for (int64_t r = 0; r < rows; ++r, src += src_pitch, dst += dst_pitch) {
+    for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(src + j + ahead, 0, 2);
+    __builtin_prefetch(src + n - 1 + ahead, 0, 2);
+    int64_t j = 0;
+#if SPARSE_OPS_AVX512
+    if constexpr (sizeof(Accumulator<T>) == 4)
+      for (; j < n; j += 16) {
+        const __mmask16 k = n - j < 16 ? static_cast<__mmask16>((1u << (n - j)) - 1) : __mmask16(0xffff);
+        _mm512_mask_storeu_ps(dst + j, k, load_row(src + j, k));
+      }
+#endif
+    for (; j < n; ++j) dst[j] = widen(src[j]);
+  }
+}

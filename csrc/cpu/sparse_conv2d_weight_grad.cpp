@@ -41,7 +41,8 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
   constexpr int64_t kLanes = 64 / sizeof(A), kMostSegments = 8;
   const int64_t rows = dy.channels, nnz = row_offsets[rows], taps = h.kernel * w.kernel;
   const bool empty = dy.images * dy.rows * dy.cols == 0;
-  ConvTiling tiling = conv_tiling(h, w, dy.images, x.channels, rows, static_cast<double>(nnz) / std::max<int64_t>(rows, 1), kLanes);
+  const double density = static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(rows, 1));
+  const ConvTiling tiling = conv_tiling(h, w, dy.images, x.channels, rows, density, kLanes, x.channels_last);
   const int64_t x_plane = tiling.source_rows * tiling.source_cols, plane = tiling.rows * tiling.cols;
   const auto rows_of = spans(h, tiling.rows, tiling.whole), cols_of = spans(w, tiling.cols, tiling.whole);
 
@@ -92,7 +93,8 @@ void sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor c
                                Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
                                bool x_channels_last, bool dy_channels_last) {
   const auto images = [](const Tensor& t, bool last) {
-    return ConvImages{const_cast<void*>(t.const_data_ptr()), t.scalar_type(), last, t.size(0), t.size(1), t.size(2), t.size(3)};
+    void* data = const_cast<void*>(t.const_data_ptr());
+    return ConvImages{data, t.scalar_type(), last, t.size(0), t.size(1), t.size(2), t.size(3)};
   };
   const ConvImages source = images(x, x_channels_last), target = images(dy, dy_channels_last);
   const ConvAxis h{source.rows, target.rows, kernel_size[0], stride[0], padding[0], dilation[0], false};
