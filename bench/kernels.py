@@ -26,7 +26,7 @@ TARGETS = {
 POINTERS = {
     "*i64": "rows histograms ranks sizes ties",
     "*i32": "chunks chunk_scopes nan row_offsets columns t_row_offsets t_columns t_permutation",
-    "*fp64": "coefficients brackets statistics partials report work scale",
+    "*fp64": "coefficients brackets statistics partials report work scale pull",
     "*u8": "mask",
 }
 TYPES = {f"{name}_ptr": kind for kind, names in POINTERS.items() for name in names.split()}
@@ -105,6 +105,13 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
             "CHUNK": 16384,
             "EIGHTS": 64,
         },
+    ),
+    (
+        "hypersparse_penalty",
+        "_hypersparse_penalty_backward_kernel",
+        "fp32",
+        4,
+        {"W": F32, "COMPUTE": F32, "ALIGNED": True, "CHUNK": 16384, "EIGHTS": 64},
     ),
     ("partials", "_add_partials_kernel", "", 4, {"found_inf_ptr": "*fp32", "LANES": 1024}),
     ("radix", "_count_digit_kernel", "fp32", 8, DIGIT | {"nan_ptr": None}),

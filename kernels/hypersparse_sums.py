@@ -32,9 +32,10 @@ def known_threshold(
 def _hypersparse_sums_kernel(
     rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
     scale_ptr,  # one float64, or None: from the threshold of each scope that asks for its sums
-    work_ptr, histograms_ptr, ranks_ptr, largest,  # as in sweep_finish, or None
+    work_ptr, histograms_ptr, ranks_ptr,  # as in sweep_finish, or None
     partials_ptr,
     P, P_all, first_p,
+    largest: tl.float64,
     W: tl.constexpr, COMPUTE: tl.constexpr, KEY: tl.constexpr, ROUNDS: tl.constexpr, BITS: tl.constexpr,
     ALIGNED: tl.constexpr, CHUNK: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
@@ -63,15 +64,16 @@ def exact_sums(table, scale, work, histograms, ranks, largest, partials, key_typ
     """One launch over a table: into partials, the sums at `scale`, or of the scopes of which work asks for them."""
     P = table.chunks.shape[0]
     _hypersparse_sums_kernel[(min(P, programs),)](
-        table.rows, table.chunks, scale, work, histograms, ranks, largest, partials, P, partials.shape[1], table.first,
+        table.rows, table.chunks, scale, work, histograms, ranks, partials, P, partials.shape[1], table.first, largest,
         W=element(table.dtypes[0]), COMPUTE=compute(table.dtypes[0]), KEY=key_type,
         ROUNDS=6 if key_type == tl.float64 else 3, BITS=63 if key_type == tl.float64 else 31,
         ALIGNED=table.aligned, CHUNK=table.chunk, EIGHTS=128, num_warps=8,
     )  # fmt: skip
 
 
-def hypersparse_sums(tables, chunk_scopes, scale, partials, statistics) -> None:
-    """Add the sums of all tensors, which have scope 0, to the zeros of statistics (1, 7)."""
-    for table in tables:
+def hypersparse_sums(plan, scale, statistics) -> None:
+    """Add the sums of a plan's tensors, which have scope 0, to statistics (1, 7), zero before."""
+    partials = plan.partials()
+    for table in plan.tables:
         exact_sums(table, scale, None, None, None, 0.0, partials, None, table.chunks.shape[0])
-    add_partials(partials, chunk_scopes, statistics, None)
+    add_partials(partials, plan.chunk_scopes, statistics, None)

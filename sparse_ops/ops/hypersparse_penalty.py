@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, extension, launch
+from sparse_ops import checks, extension, launch, tables
 from sparse_ops.ops import hypersparse_sums  # noqa: F401  defines the op that the penalty calls
 from sparse_ops.reference import hypersparse_penalty as reference
 
@@ -55,7 +55,14 @@ def _hypersparse_penalty_backward(weights: list[Tensor], coefficients: Tensor) -
         case "native":
             native = extension.native()
             native.hypersparse_penalty_backward([checks.dense(w) for w in weights], coefficients, grads)
-        case _:
+        case "triton":
+            from sparse_ops.kernels import hypersparse_penalty as kernel
+
+            with launch.on(coefficients.device):
+                dense = [checks.dense(w) for w in weights]
+                for table in tables.plan(dense, grads, scopes=[0] * len(dense)).tables:
+                    kernel.hypersparse_penalty_backward(table, coefficients)
+        case "reference":
             for grad, value in zip(grads, reference.hypersparse_penalty_backward(weights, coefficients), strict=True):
                 grad.copy_(value)
     return grads

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, extension, launch
+from sparse_ops import checks, extension, launch, tables
 from sparse_ops.reference import hypersparse_sums as reference
 
 torch.library.define("sparse_ops::hypersparse_sums", "(Tensor[] weights, Tensor scale) -> Tensor")
@@ -35,7 +35,15 @@ def _hypersparse_sums(weights: list[Tensor], scale: Tensor) -> Tensor:
         case "native":
             extension.native().hypersparse_sums([checks.dense(w) for w in weights], scale, out)
             return out
-        case _:
+        case "triton":
+            from sparse_ops.kernels import hypersparse_sums as kernel
+
+            with launch.on(out.device):
+                dense = [checks.dense(w) for w in weights]
+                statistics = out.new_zeros(1, 7)
+                kernel.hypersparse_sums(tables.plan(dense, scopes=[0] * len(dense)), scale, statistics)
+            return out.copy_(statistics[0, :4])
+        case "reference":
             return reference.hypersparse_sums(weights, scale.reshape(()))
 
 
