@@ -56,6 +56,11 @@ SELECT = {"KEY": F32, "ALL_ROUNDS": 3, "BITS": 31}
 DIGIT = SELECT | {"W": F32, "ROUND": 2, "CHUNK": 16384, "BLOCK": 2048}
 SPMM = {"bias_ptr": None, "COMPUTE": F32, "Y": F32, "BLOCK_M": 16, "BLOCK_N": 128, "stride_bn": 1, "stride_yn": 1}
 SDDMM = {"COMPUTE": F32, "DVALUES": F32, "BLOCK_I": 16, "BLOCK_N": 128, "stride_dn": 1, "stride_bn": 1}
+WINDOW = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1, "BLOCK": 1024, "COMPUTE": F32}
+WINDOW_BF16 = (
+    WINDOW | {"Y": BF16, "stride_xc": 1} | dict.fromkeys(["x_ptr", "y_ptr", "values_ptr", "bias_ptr"], "*bf16")
+)
+INNER = {"stride_xw": 1, "stride_yw": 1}
 
 # (file, kernel, variant, warps, constants; a constant of an argument that ends in _ptr is None or its type)
 SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
@@ -161,6 +166,28 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
         },
     ),
     ("csr_sddmm", "_csr_sddmm_kernel", "fp32", 4, SDDMM),
+    ("sparse_conv2d", "_sparse_conv2d_kernel", "fp32 3x3", 4, WINDOW | {"Y": F32} | INNER),
+    (
+        "sparse_conv2d",
+        "_sparse_conv2d_kernel",
+        "bf16 3x3",
+        4,
+        WINDOW_BF16,
+    ),
+    (
+        "sparse_conv2d_input_grad",
+        "_sparse_conv2d_input_grad_kernel",
+        "fp32 3x3",
+        4,
+        WINDOW | {"X": F32, "stride_xw": 1, "stride_yw": 1},
+    ),
+    (
+        "sparse_conv2d_weight_grad",
+        "_sparse_conv2d_weight_grad_kernel",
+        "fp32 3x3",
+        4,
+        WINDOW | {"DVALUES": F32, "stride_xw": 1, "stride_yw": 1},
+    ),
 ]
 
 

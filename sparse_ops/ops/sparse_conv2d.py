@@ -51,12 +51,18 @@ def _sparse_conv2d(x: Tensor, values: Tensor, *arguments: Any) -> Tensor:
     y = _output(x, values, *arguments)
     row_offsets, columns, _, _, _, bias, *window = arguments
     x, values = operands.dense_in_memory(x), values.contiguous()
-    if launch.backend(x.device) == "native":
-        last = operands.is_channels_last(x)
-        bias = None if bias is None else bias.contiguous()
-        extension.native().sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, last)
-    else:
-        y.copy_(reference.sparse_conv2d(x, values, row_offsets, columns, bias, *window))
+    bias = None if bias is None else bias.contiguous()
+    match launch.backend(x.device):
+        case "native":
+            last = operands.is_channels_last(x)
+            extension.native().sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, last)
+        case "triton":
+            from sparse_ops.kernels import sparse_conv2d as kernel
+
+            with launch.on(x.device):
+                kernel.sparse_conv2d(x, values, row_offsets, columns, bias, y, *window)
+        case "reference":
+            y.copy_(reference.sparse_conv2d(x, values, row_offsets, columns, bias, *window))
     return y
 
 

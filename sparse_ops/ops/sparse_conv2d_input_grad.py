@@ -49,12 +49,19 @@ def _input_grad(dy: Tensor, values: Tensor, *arguments: Any) -> Tensor:
     dx = _output(dy, values, *arguments)
     row_offsets, columns, t_row_offsets, t_columns, t_permutation, input_size, *window = arguments
     dy, values = operands.dense_in_memory(dy), values.contiguous()
-    if launch.backend(dy.device) == "native":
-        transposed, last = (t_row_offsets, t_columns, t_permutation), operands.is_channels_last(dy)
-        extension.native().sparse_conv2d_input_grad(dy, values, *transposed, dx, *window, last)
-    else:
-        inputs = (dy, values, row_offsets, columns, dx.shape[1], input_size)
-        dx.copy_(reference.sparse_conv2d_input_grad(*inputs, *window))
+    transposed = t_row_offsets, t_columns, t_permutation
+    match launch.backend(dy.device):
+        case "native":
+            last = operands.is_channels_last(dy)
+            extension.native().sparse_conv2d_input_grad(dy, values, *transposed, dx, *window, last)
+        case "triton":
+            from sparse_ops.kernels import sparse_conv2d_input_grad as kernel
+
+            with launch.on(dy.device):
+                kernel.sparse_conv2d_input_grad(dy, values, *transposed, dx, *window)
+        case "reference":
+            inputs = (dy, values, row_offsets, columns, dx.shape[1], input_size)
+            dx.copy_(reference.sparse_conv2d_input_grad(*inputs, *window))
     return dx
 
 

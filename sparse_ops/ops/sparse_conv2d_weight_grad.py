@@ -51,11 +51,17 @@ def _weight_grad(x: Tensor, dy: Tensor, *arguments: Any) -> Tensor:
     dvalues = _output(x, dy, *arguments)
     row_offsets, columns, _, _, _, *window = arguments
     x, dy = operands.dense_in_memory(x), operands.dense_in_memory(dy)
-    if launch.backend(x.device) == "native":
-        last = (operands.is_channels_last(x), operands.is_channels_last(dy))
-        extension.native().sparse_conv2d_weight_grad(x, dy, row_offsets, columns, dvalues, *window, *last)
-    else:
-        dvalues.copy_(reference.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, *window))
+    match launch.backend(x.device):
+        case "native":
+            last = (operands.is_channels_last(x), operands.is_channels_last(dy))
+            extension.native().sparse_conv2d_weight_grad(x, dy, row_offsets, columns, dvalues, *window, *last)
+        case "triton":
+            from sparse_ops.kernels import sparse_conv2d_weight_grad as kernel
+
+            with launch.on(x.device):
+                kernel.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, dvalues, *window)
+        case "reference":
+            dvalues.copy_(reference.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, *window))
     return dvalues
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, shared
+from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, interpretable, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +24,7 @@ def check(p):
 @LAYOUTS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_agrees_with_dense(shape, channels_last, device, backend):
+    interpretable(shape, channels_last, backend, device)
     check(shared(shape, device=device, channels_last=channels_last))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, shared
+from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, interpretable, shared
 
 import sparse_ops.ops.sparse_conv2d  # noqa: F401  its op is the gradient's gradient
 from sparse_ops.ops.sparse_conv2d_weight_grad import sparse_conv2d_weight_grad
@@ -21,6 +21,7 @@ def check(p):
 @LAYOUTS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_agrees_with_dense(shape, channels_last, device, backend):
+    interpretable(shape, channels_last, backend, device)
     check(shared(shape, device=device, channels_last=channels_last))
 
 
