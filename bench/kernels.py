@@ -50,6 +50,11 @@ SGD = {
     "CHUNK": 16384,
     "EIGHTS": 64,
 }
+ADAMW = {k: v for k, v in SGD.items() if k not in ("MOMENTUM", "FIRST", "NESTEROV")} | {
+    "V": F32,
+    "L": F32,
+    "AMSGRAD": False,
+}
 OBSERVE = {"W": F32, "COMPUTE": F32, "MASKED": True, "ALIGNED": True, "CHUNK": 16384, "EIGHTS": 64}
 RADIX = {"KEY": F32, "ROUNDS": 3, "BITS": 31}
 SELECT = {"KEY": F32, "ALL_ROUNDS": 3, "BITS": 31}
@@ -94,6 +99,8 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
         4,
         SGD | {"W": F64, "G": F64, "M": F64, "COMPUTE": F64, "candidates_ptr": "*fp64"},
     ),
+    ("regularized_adamw", "_regularized_adamw_kernel", "fp32 hypersparse masked", 4, ADAMW),
+    ("regularized_adamw", "_regularized_adamw_kernel", "fp32 amsgrad", 4, ADAMW | {"AMSGRAD": True, "MASKED": False}),
     ("sweep_observe", "_sweep_observe_kernel", "fp32 masked", 4, OBSERVE),
     (
         "add_penalty_grad",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, extension, launch
+from sparse_ops import checks, extension, launch, tables
 from sparse_ops.ops import sweep_operands as operands
 from sparse_ops.reference import regularized_adamw as reference
 
@@ -65,7 +65,21 @@ def _regularized_adamw_(
     match launch.backend(weights[0].device):
         case "native":
             extension.native().regularized_adamw_(weights, *new, *rest)
-        case "triton" | "reference":
+        case "triton":
+            from sparse_ops.kernels import partials, regularized_adamw
+
+            steps, masks, groups, scopes, coefficients, brackets, statistics, candidates, *rule, found_inf = rest
+            device = weights[0].device
+            with launch.on(device):
+                steps = [step.to(device) for step in steps]
+                states = [state for state in new[1:] if state]
+                plan = tables.plan(weights, new[0], masks, groups, states, steps, scopes=scopes)
+                sums = plan.partials()
+                arguments = [coefficients, brackets, statistics, candidates, sums, *rule, found_inf]
+                for table in plan.tables:
+                    regularized_adamw.regularized_adamw(table, *arguments)
+                partials.add_partials(sums, plan.chunk_scopes, statistics, found_inf)
+        case "reference":
             g, a, b, c = map(operands.flat, new)
             reference.regularized_adamw_(operands.flat(weights), g, a, b, c, *rest)
     for before, after in zip(m + v + largest, new[1] + new[2] + new[3], strict=True):

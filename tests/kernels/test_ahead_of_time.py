@@ -57,6 +57,13 @@ def test_the_sweep_reads_three_times_and_writes_twice(records, target):
     assert record["loads"]["v4.b32"] == 3 and record["stores"]["v4.b32"] == 2, "the loop is all there is"
 
 
+def test_the_adamw_sweep_reads_four_times_and_writes_three(records):
+    variant = "fp32 hypersparse masked"
+    [record] = [r for r in records if (r["file"], r["variant"], r["target"]) == ("regularized_adamw", variant, "sm_90")]
+    assert record["loop_loads"] == {"v4.b32": 4, "b8": 1}
+    assert record["loop_stores"] == {"v4.b32": 3, "b32": 4}, "the narrow ones are the candidates"
+
+
 def test_half_precision_moves_128_bits_too(records):
     [record] = [r for r in records if (r["variant"], r["target"]) == ("bf16 growing_l2", "sm_90")]
     assert record["loads"]["v4.b32"] == 3 and record["stores"]["v4.b32"] == 2

@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from sparse_ops import launch
 from sparse_ops.ops.add_penalty_grad import add_penalty_grad_
+from sparse_ops.ops.regularized_adamw import regularized_adamw_
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
 from sparse_ops.ops.sweep_observe import sweep_observe_
 
@@ -69,6 +70,22 @@ def test_regularized_sgd(penalty, dtype, device):
 def test_sgd_without_momentum_and_masks(device):
     def run(w, g, m, masks, groups, state):
         regularized_sgd_(w, g, [], [], [], *state, penalty="l1", lr=0.1, weight_decay=0.1)
+
+    compare(*both(run, device))
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("penalty", ["none", "hypersparse"])
+def test_regularized_adamw(penalty, amsgrad, device):
+    def run(w, g, m, masks, groups, state):
+        v, largest = ([torch.full_like(t, x) for t in w] for x in (0.3, 0.25))
+        steps = [torch.tensor(float(3 + i), device=device) for i in range(len(w))]
+        for _ in range(2):
+            regularized_adamw_(
+                w, g, m, v, largest if amsgrad else [], steps, masks, groups, *state, penalty=penalty, lr=0.1,
+                grad_scale=torch.full((), 4.0, device=device),
+            )  # fmt: skip
+        m += v + largest
 
     compare(*both(run, device))
 
