@@ -167,7 +167,7 @@ def density(layers: list[dict[str, Any]], total: float) -> "Figure":
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xlabel("live weights (% of the layer)")
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.2)
     return figure
 
 
