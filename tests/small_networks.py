@@ -48,11 +48,12 @@ def batches(kind, count, seed=0):
 NETWORKS = {"cnn": cnn, "transformer": Transformer}
 
 
-def gradients(net, step):
-    """Random gradients, the same for every network of the same architecture."""
+def gradients(net, step, accumulate=False):
+    """Random gradients by a backward pass, the same for every network of the same architecture."""
     rng = torch.Generator().manual_seed(step)
-    for p in net.parameters():
-        p.grad = torch.empty_like(p).copy_(0.1 * torch.randn(p.shape, generator=rng))
+    if not accumulate:
+        net.zero_grad()
+    sum((0.1 * torch.randn(p.shape, generator=rng).to(p.dtype) * p).sum() for p in net.parameters()).backward()
 
 
 def distance(a, b):

@@ -174,7 +174,7 @@ class Sparsifier(ABC):
         apply_masks(other_model, self.masks)
 
     def add_penalty_grad_(self, grad_scale: Tensor | None = None) -> None:
-        """Add the penalty to .grad now (before clipping), and not again in the coming step.
+        """Add the penalty to .grad now (after the last backward, before clipping), and not again in the coming step.
 
         Under GradScaler call scaler.unscale_(optimizer) first, as for clipping, or give the scale as grad_scale.
         """

@@ -33,6 +33,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.sweep.forget_added()
         if isinstance(self.optimizer, SweepInside):
             self.optimizer.sweep = None
         if getattr(self.optimizer, _MARK, None) is self:

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +72,8 @@ class Sweep:
         self._masks, self._groups = self._packed("mask", {}), self._packed("group", {})
         self._seen: list[tuple[int, int]] | None = None
         self._adopt = False
-        self._added: tuple[str, Any] | None = None
+        self._added = False
+        self._until_backward: list[Any] = []
         self._warned = False
         self._allocate(device)
 
@@ -162,7 +162,7 @@ class Sweep:
     @property
     def penalty_now(self) -> str:
         """The penalty that the coming update has still to add: none where `add_penalty_grad_` has added it."""
-        return "none" if self._was_added() else self.penalty
+        return "none" if self._added else self.penalty
 
     def observe(self, without: Sequence[Tensor] = ()) -> None:
         """Masks and statistics of all weights but those that the optimiser's own sweep has covered."""
@@ -175,7 +175,7 @@ class Sweep:
     def finish(self) -> None:
         """After an update: threshold, coefficients and bracket of the next step."""
         self.steps += 1
-        self._added = None
+        self.forget_added()
         on_cpu = self.statistics.device.type == "cpu"
         finite = not on_cpu or math.isfinite(self.statistics[:, 0].sum().item())
         counted = self.report[:, 6].clone()
@@ -200,12 +200,18 @@ class Sweep:
 
     @torch.no_grad()
     def add_penalty_grad_(self, grad_scale: Tensor | None = None) -> None:
-        """Add the penalty to the gradients now, and not again in the step that follows."""
+        """Add the penalty to the gradients now, and not again in the step that follows.
+
+        For after the last backward of a step. The gradients may then be scaled or replaced; it is the next backward
+        that makes new ones, also where GradScaler has skipped the step.
+        """
         self.begin()
         self.join_gradients(grad_scale)
-        name = next((name for name, w in self.weights.items() if w.grad is not None), None)
-        if name is not None:
-            self._added = name, weakref.ref(self.weights[name].grad)
+        if not self._added:
+            self._added = True
+            self._until_backward = [
+                w.register_post_accumulate_grad_hook(lambda _: self.forget_added()) for w in self.weights.values()
+            ]
 
     def join_gradients(self, grad_scale: Tensor | None = None) -> None:
         """Add the penalty to .grad where it is not yet, and zero what the masks prune."""
@@ -221,8 +227,11 @@ class Sweep:
         self._masks.apply([(self._names[w], grad) for w, grad in with_grad])
 
     def forget_added(self) -> None:
-        """The gradients are about to be computed anew: what `add_penalty_grad_` added is gone."""
-        self._added = None
+        """The gradients are computed anew: what `add_penalty_grad_` added is gone."""
+        self._added = False
+        for handle in self._until_backward:
+            handle.remove()
+        self._until_backward = []
 
     def mask_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
         """Zero, where the masks prune, every tensor of an optimiser's state that has its weight's shape."""
@@ -293,7 +302,8 @@ class Sweep:
         device = self.coefficients.device
         self._masks = self._packed("mask", {k: unpacked_state(v, device) for k, v in state["masks"].items()})
         self._groups = self._packed("group", {k: unpacked_state(v, device) for k, v in state["groups"].items()})
-        self._seen, self._adopt, self._added = None, bool(state["primed"]), None
+        self._seen, self._adopt = None, bool(state["primed"])
+        self.forget_added()
 
     def raise_non_finite(self) -> None:
         """ValueError naming the first weight that holds a NaN or an infinity, and the value."""
@@ -337,12 +347,6 @@ class Sweep:
     def _move(self, device: torch.device) -> None:
         for name in ("coefficients", "brackets", "statistics", "report", "candidates", "_hits"):
             setattr(self, name, getattr(self, name).to(device))
-
-    def _was_added(self) -> bool:
-        if self._added is None:
-            return False
-        name, reference = self._added
-        return self.weights[name].grad is not None and self.weights[name].grad is reference()
 
     def _warn_without_threshold(self) -> None:
         if self._warned or self.penalty != "hypersparse":

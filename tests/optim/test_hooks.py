@@ -97,15 +97,37 @@ def test_a_penalty_added_before_clipping_replaces_the_step_s(pair):
     assert distance(*nets) <= 1e-5
 
 
-def test_a_skipped_step_does_not_leave_the_penalty_added():
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("again", [True, False], ids=["added again", "added by the step"])
+def test_a_skipped_step_does_not_leave_the_penalty_added(pair, set_to_none, again):
     """GradScaler skips without calling the hooks; the next gradients are new ones and get their penalty."""
-    (a, x, sweep_a), (b, y, _) = (swept(*PAIRS["sgd"][1:], "l1") for _ in range(2))
-    gradients(a, 0)
-    sweep_a.add_penalty_grad_()
-    x.zero_grad()
-    for net, optimizer in ((a, x), (b, y)):
-        gradients(net, 1), optimizer.step()
-    assert distance(a, b) == 0
+    ours, theirs, options = PAIRS[pair]
+    for cls in (ours, theirs):
+        (a, x, sweep_a), (b, y, _) = (swept(cls, options, "l1") for _ in range(2))
+        gradients(a, 0)
+        sweep_a.add_penalty_grad_()
+        x.zero_grad(set_to_none=set_to_none)
+        gradients(a, 1, accumulate=True), gradients(b, 1)
+        if again:
+            sweep_a.add_penalty_grad_()
+        x.step(), y.step()
+        assert distance(a, b) <= 1e-6
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_gradients_replaced_after_the_penalty_hold_it_once(pair):
+    """A clip or an all-reduce may put new tensors into .grad."""
+    ours, theirs, options = PAIRS[pair]
+    for cls in (ours, theirs):
+        (a, x, sweep_a), (b, y, _) = (swept(cls, options, "l1") for _ in range(2))
+        gradients(a, 0), gradients(b, 0)
+        sweep_a.add_penalty_grad_()
+        sweep_a.add_penalty_grad_()  # the second call finds it there
+        for p in a.parameters():
+            p.grad = p.grad * 1.0
+        x.step(), y.step()
+        assert distance(a, b) <= 1e-6
 
 
 def test_lbfgs_evaluates_the_penalty_with_its_closure():
