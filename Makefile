@@ -22,7 +22,7 @@ test: $(VENV)/.dev  ## every test, without a GPU (Triton kernels run in the inte
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: $(VENV)/.installed  ## list the benchmarks; run one with ARGS='step --json FILE'
-	$(BIN)/python -m bench $(ARGS)
+	@$(BIN)/python -m bench $(ARGS)
 
 kernels: $(VENV)/.dev  ## registers, spills and shared memory of every Triton kernel, compiled without a GPU
 	$(BIN)/python -m bench kernels $(ARGS)
@@ -37,22 +37,26 @@ clean:  ## remove what was built here, not the runs
 	rm -rf build dist wheelhouse $(VENV) sparse_ops/_C.abi3.so *.egg-info
 
 # torch comes alone and first: its CPU build has an index of its own, and everything else must not be looked up there.
-$(VENV)/.torch:
+# Its stamp carries its name, so that another TORCH is installed where one is there already.
+TORCH_STAMP := $(VENV)/.$(subst =,-,$(subst /,_,$(subst $() ,_,$(TORCH))))
+
+$(TORCH_STAMP):
 	@test -n "$(PYTHON)" || { echo "sparse_ops needs Python 3.11 or newer; none was found. Set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "sparse_ops: making $(VENV) and installing $(TORCH) and pinned packages (a minute or two)"
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' 2>$(VENV)/torch.log || { cat $(VENV)/torch.log; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/.torch-*
+	@$(PIP) install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' 2>$(VENV)/torch.log || { cat $(VENV)/torch.log; exit 1; }
 	@touch $@
 
-$(VENV)/.requirements: requirements.txt $(VENV)/.torch
-	$(PIP) install '$(TORCH)' -r requirements.txt
+$(VENV)/.requirements: requirements.txt $(TORCH_STAMP)
+	@$(PIP) install '$(TORCH)' -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.requirements pyproject.toml $(CPP)
 	@echo "sparse_ops: building the C++ kernels"
-	$(PIP) install --no-build-isolation --no-deps -e .
+	@$(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
-	$(PIP) install '$(TORCH)' -r requirements-dev.txt
+	@$(PIP) install '$(TORCH)' -r requirements-dev.txt
 	@touch $@

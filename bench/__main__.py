@@ -8,9 +8,12 @@ NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not 
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        asked = "" if len(sys.argv) < 2 or sys.argv[1].startswith("-") else f"there is no benchmark {sys.argv[1]!r}; "
-        sys.exit(f"{asked}usage: python -m bench {{{','.join(NAMES)}}} [options]")
+    usage = f"usage: python -m bench {{{','.join(NAMES)}}} [options]; --help after a name lists its options"
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(usage)
+        return
+    if sys.argv[1] not in NAMES:
+        sys.exit(f"there is no benchmark {sys.argv[1]!r}; {usage}")
     name = sys.argv.pop(1)
     sys.argv[0] = name
     importlib.import_module(f"bench.{name}").main()

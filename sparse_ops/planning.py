@@ -162,7 +162,8 @@ def sparsity_report(model: nn.Module, selection: Selection | None = None) -> Spa
 
     selection: which weights (default: all registered types, frozen or not, and sparse layers).
     """
-    layers, counted, beside = [], set(), 0
+    layers, beside = [], 0
+    counted: dict[int, torch.Tensor] = {}  # the tensors are held, so that no id comes twice
     if selection is not None:
         layers = [_layer(w.name, w.kind, w.parameter) for w in selection.weights]
         return SparsityReport(tuple(layers), sum(p.numel() for p in model.parameters()))
@@ -174,9 +175,10 @@ def sparsity_report(model: nn.Module, selection: Selection | None = None) -> Spa
             beside += n - module.values.numel()
         elif prunable.is_registered(module):
             weight = dense_weight(module)
-            key = id(module._parameters.get("weight", weight))
-            if key not in counted and not isinstance(weight, nn.parameter.UninitializedParameter):
-                counted.add(key)
+            held = module._parameters.get("weight_orig", module._parameters.get("weight"))
+            held = weight if held is None else held
+            if id(held) not in counted and not isinstance(weight, nn.parameter.UninitializedParameter):
+                counted[id(held)] = held
                 name = prunable.clean(f"{path}.weight" if path else "weight")
                 layers.append(_layer(name, prunable.type_name(module), weight))
     return SparsityReport(tuple(layers), sum(p.numel() for p in model.parameters()) + beside)

@@ -65,3 +65,13 @@ def test_the_report_counts_dense_pruned_and_sparse_layers():
     assert report.parameters == 300 + 40 + 30
     assert "total" in str(report) and "SparseLinear" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["zeros"] == report.zeros
+
+
+def test_report_counts_every_layer_that_torch_prunes():
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(5)))
+    for layer in model:
+        prune.l1_unstructured(layer, "weight", 0.75)
+    for _ in range(3):
+        report = sparse_ops.sparsity_report(model)
+        assert [layer.zeros for layer in report.layers] == [3072] * 5
+        assert report.sparsity == 0.75
