@@ -11,7 +11,7 @@ from sparse_ops._version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 where it worked, 2 with one sentence on stderr where not, 130 where it was interrupted."""
+    """Run a command; 0 where it worked, 2 with one sentence on stderr where not, 1 for a wrong hash, 130 for Ctrl-C."""
     arguments = parser().parse_args(argv)
     warnings.showwarning = _one_line_warning
     try:
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "verify",
         _verify,
-        "check a model file: hashes, shapes, zeros and patterns",
+        "check a model file: hash, shapes, patterns, zeros, values that are not finite",
         "sparse-ops verify runs/demo/model.safetensors",
     )
     verify.add_argument("file", type=Path, help="file written by sparse_ops.save")
@@ -115,10 +115,12 @@ def _report(arguments: argparse.Namespace) -> None:
     print(report.write(arguments.folder))
 
 
-def _verify(arguments: argparse.Namespace) -> None:
+def _verify(arguments: argparse.Namespace) -> int:
     from sparse_ops import files
 
-    print(files.verify(arguments.file))
+    found = files.verify(arguments.file)
+    print(found)
+    return 0 if found.hash_ok else 1
 
 
 def _info(arguments: argparse.Namespace) -> None:

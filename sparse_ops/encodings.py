@@ -7,21 +7,23 @@ A file is safetensors; its header holds one JSON entry, `sparse_ops`:
     compressed        tensor name -> {encoding, shape}: a dense tensor with many zeros, restored dense
                       csr: <name>.values, <name>.row_offsets, <name>.columns;  bitmask: <name>.values, <name>.bitmask
     shared            tensor name -> the name under which the same tensor is stored
-    sha256            over the names, shapes and bytes of all row_offsets, columns and bitmasks
+    sha256            over all entries above and the names, dtypes, shapes and bytes of all tensors (`digest`)
 
-Columns are uint16 where they fit, else int32; a bitmask holds eight elements a byte, least significant bit first.
+Columns are uint16 where they fit, else int32; row_offsets are int32; a bitmask holds eight elements a byte, least
+significant bit first.
 """
 
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparse_ops import formats
 from sparse_ops.checks import FLOATS
 from sparse_ops.formats import Pattern
 from sparse_ops.nn.base import matrix_shape
@@ -30,7 +32,10 @@ from sparse_ops.reference.magnitude_mask import pack_bits
 
 FORMAT, VERSION = "sparse_ops", 1
 ENTRY = "sparse_ops"  # the key in the header of the safetensors file
-STRUCTURE = ("row_offsets", "columns", "bitmask")
+MAX_DIMS = 16
+
+# shape (None: any number of values), dtype
+Form = tuple[tuple[int, ...] | None, torch.dtype]
 
 
 class Encoding(StrEnum):
@@ -71,7 +76,7 @@ class Header:
             raise ValueError(f"its header has no entry {ENTRY!r}: it is not a sparse_ops file")
         try:
             entry = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"its {ENTRY!r} entry is not JSON: {error}") from None
         if not isinstance(entry, dict) or entry.get("format") != FORMAT:
             raise ValueError(f"its {ENTRY!r} entry does not say format {FORMAT!r}")
@@ -107,17 +112,18 @@ def _shape(name: str, item: dict[str, Any]) -> tuple[int, ...]:
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(type(s) is int and 0 <= s < 2**31 for s in shape):
         raise ValueError(f"{name!r} has shape {shape!r}, expected a list of sizes")
+    if len(shape) > MAX_DIMS:
+        raise ValueError(f"{name!r} has {len(shape)} dimensions, expected {MAX_DIMS} or less")
     if math.prod(shape) >= 2**48:
         raise ValueError(f"{name!r} has shape {shape!r}, which no memory holds")
     return tuple(shape)
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 over the structure: the names, dtypes, shapes and bytes of all row_offsets, columns and bitmasks."""
-    total = hashlib.sha256()
-    for name in sorted(n for n in tensors if n.rpartition(".")[2] in STRUCTURE):
-        t = tensors[name]
-        total.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+def digest(tensors: dict[str, Tensor], header: Header) -> str:
+    """sha256 over the header's entries, but itself, and every tensor's name, dtype, shape and bytes; copies nothing."""
+    total = hashlib.sha256(replace(header, sha256="").dumps().encode())
+    for name, t in sorted(tensors.items()):
+        total.update(json.dumps([name, str(t.dtype), list(t.shape)]).encode())
         total.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
     return total.hexdigest()
 
@@ -151,46 +157,122 @@ def compress(name: str, t: Tensor) -> tuple[Encoding, dict[str, Tensor]] | None:
     return best, tensors | {f"{name}.{key}": value for key, value in structure.items()}
 
 
-def decompress(name: str, encoding: Encoding, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> Tensor:
-    """The dense tensor; takes what it uses out of `tensors`. ValueError for anything inconsistent."""
-    values = take(tensors, f"{name}.values")
-    if values.dim() != 1:
-        raise ValueError(f"{name}.values is {tuple(values.shape)}, expected one dimension")
-    if encoding == Encoding.CSR:
+@dataclass(frozen=True)
+class Stored:
+    """A tensor or a sparse layer as it stands in a file; what is wrong with it is found before it grows.
+
+    encoding: None for a tensor stored as it is. shape: of the dense tensor. parts: values, and row_offsets and columns,
+    or bitmask. shared: the name under which it is really stored, where that is another one.
+    """
+
+    name: str
+    encoding: Kind | Encoding | None
+    shape: tuple[int, ...]
+    parts: dict[str, Tensor]
+    shared: str | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The values that are stored, in any shape where nothing else is."""
+        return self.parts["values"]
+
+    def forms(self) -> dict[str, Form]:
+        """Shape and dtype of each entry in the state_dict, from the header alone."""
+        if not isinstance(self.encoding, Kind):
+            return {self.name: (self.shape, self.values.dtype)}
+        shapes = {"row_offsets": (self.shape[0] + 1,)}
+        return {join(self.name, part): (shapes.get(part), t.dtype) for part, t in self.parts.items()}
+
+    def check(self) -> None:
+        """ValueError for anything inconsistent. Allocates in proportion to the parts, whatever the shape."""
+        values = join(self.name, "values")
+        if self.encoding is None:
+            return
+        if self.values.dtype not in FLOATS:
+            raise ValueError(f"{values} is {self.values.dtype}, expected floating point")
+        places = self._bits_set() if self.encoding == Encoding.BITMASK else self._csr()[1].numel()
+        if self.values.shape != (places,):
+            raise ValueError(f"{values} is {tuple(self.values.shape)}, its structure has {places} places")
+
+    def decode(self) -> dict[str, Tensor]:
+        """The entries of the state_dict; a compressed tensor is dense in it, so its shape must be a trusted one."""
+        self.check()
+        match self.encoding:
+            case None:
+                return {self.name: self.values}
+            case Encoding.CSR:
+                dense = formats.scatter(matrix_shape(self.shape), *self._csr(), self.values)
+            case Encoding.BITMASK:
+                n = math.prod(self.shape)
+                dense = self.values.new_zeros(n)
+                dense[unpack_bits(self.parts["bitmask"], n)] = self.values
+            case Kind():
+                return {join(self.name, part): t for part, t in self.parts.items()}
+        return {self.name: dense.view(self.shape)}
+
+    def _csr(self) -> tuple[Tensor, Tensor]:
+        """(row_offsets, columns), validated, as int64."""
+        if len(self.shape) < 2:
+            raise ValueError(f"{self.name!r} has shape {self.shape}, expected two dimensions or more")
+        row_offsets, columns = self.parts["row_offsets"], self.parts["columns"]
+        if row_offsets.dtype != torch.int32 or columns.dtype not in (torch.int32, torch.uint16):
+            raise ValueError(
+                f"{self.name!r} has row_offsets of {row_offsets.dtype} and columns of {columns.dtype}, "
+                "expected int32, and int32 or uint16"
+            )
+        try:
+            return formats.validated(matrix_shape(self.shape), row_offsets, columns)[1:3]
+        except ValueError as error:
+            raise ValueError(f"{self.name!r}: {error}") from None
+
+    def _bits_set(self) -> int:
+        """How many bits of the bitmask are set, its padding apart."""
+        bits, n = self.parts["bitmask"], math.prod(self.shape)
+        if bits.dtype != torch.uint8 or bits.shape != ((n + 7) // 8,):
+            name = join(self.name, "bitmask")
+            raise ValueError(f"{name} is {bits.dtype} {tuple(bits.shape)}, expected uint8 ({(n + 7) // 8},)")
+        counts = torch.bincount(bits, minlength=256).tolist()
+        padding = int(bits[-1]) >> (n % 8) if n % 8 else 0
+        return sum(byte.bit_count() * count for byte, count in enumerate(counts)) - padding.bit_count()
+
+
+def stored(tensors: dict[str, Tensor], header: Header) -> list[Stored]:
+    """What a file holds, in the header's terms; ValueError for a tensor that is missing or claimed twice."""
+    for name, source in header.shared.items():
+        if source in header.shared or not (source in tensors or source in header.compressed):
+            raise ValueError(f"{name!r} is shared with {source!r}, which is not stored")
+        if name in tensors or name in header.compressed:
+            raise ValueError(f"{name!r} is stored, but said to be shared with {source!r}")
+    left = tensors | {name: tensors[source] for name, source in header.shared.items() if source in tensors}
+    result = {}
+    for name, (encoding, shape) in header.compressed.items():
+        structure = ("bitmask",) if encoding == Encoding.BITMASK else ("row_offsets", "columns")
+        result[name] = Stored(name, encoding, shape, _take(left, name, *structure, "values"))
+    for name, source in header.shared.items():
+        if source in result:
+            result[name] = replace(result[source], name=name, shared=source)
+    for name, (kind, shape) in header.layers.items():
+        parts = _take(left, name, "row_offsets", "columns", "values")
         if len(shape) < 2:
-            raise ValueError(f"{name!r} has shape {shape}, csr needs two dimensions")
-        pattern = take_pattern(f"{name}.", shape, tensors)
-        check_nnz(name, values, pattern.nnz)
-        return pattern.to_dense(values).view(shape)
-    bits, n = take(tensors, f"{name}.bitmask"), math.prod(shape)
-    if bits.dtype != torch.uint8 or bits.shape != ((n + 7) // 8,):
-        raise ValueError(f"{name}.bitmask is {bits.dtype} {tuple(bits.shape)}, expected uint8 ({(n + 7) // 8},)")
-    keep = unpack_bits(bits, n)
-    check_nnz(name, values, int(keep.count_nonzero()))
-    dense = values.new_zeros(n)
-    dense[keep] = values
-    return dense.view(shape)
+            raise ValueError(f"the layer {name!r} has shape {shape}, expected two dimensions or more")
+        result[join(name, "values")] = Stored(name, kind, shape, parts, header.shared.get(join(name, "values")))
+    plain = [Stored(name, None, tuple(t.shape), {"values": t}, header.shared.get(name)) for name, t in left.items()]
+    items = [*result.values(), *plain]
+    seen: set[str] = set()
+    for key in (key for item in items for key in item.forms()):
+        if key in seen:
+            raise ValueError(f"{key!r} is stored twice")
+        seen.add(key)
+    return items
 
 
-def check_nnz(name: str, values: Tensor, nnz: int) -> None:
-    """As many values as the structure has places, of a floating dtype."""
-    if values.dtype not in FLOATS:
-        raise ValueError(f"{name}.values is {values.dtype}, expected floating point")
-    if values.shape != (nnz,):
-        raise ValueError(f"{name}.values is {tuple(values.shape)}, its structure has {nnz} places")
+def join(module: str, name: str) -> str:
+    """The key of a module's tensor; the whole model has the name ""."""
+    return f"{module}.{name}" if module else name
 
 
-def take(tensors: dict[str, Tensor], name: str) -> Tensor:
-    """Take a tensor that must be there."""
-    if name not in tensors:
-        raise ValueError(f"the tensor {name!r} is missing")
-    return tensors.pop(name)
-
-
-def take_pattern(prefix: str, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> Pattern:
-    """The validated pattern of the tensors row_offsets and columns behind a prefix."""
-    row_offsets, columns = take(tensors, f"{prefix}row_offsets"), take(tensors, f"{prefix}columns")
-    try:
-        return Pattern.from_csr(matrix_shape(shape), row_offsets, columns)
-    except ValueError as error:
-        raise ValueError(f"{prefix.rstrip('.')!r}: {error}") from None
+def _take(tensors: dict[str, Tensor], name: str, *parts: str) -> dict[str, Tensor]:
+    """Take tensors that must be there."""
+    if missing := next((part for part in parts if join(name, part) not in tensors), None):
+        raise ValueError(f"the tensor {join(name, missing)!r} is missing")
+    return {part: tensors.pop(join(name, part)) for part in parts}

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sparse_ops import encodings
-from sparse_ops.encodings import Header, Kind
+from sparse_ops.checks import FLOATS
+from sparse_ops.encodings import Encoding, Form, Header, Kind, join
 from sparse_ops.nn import swap
 from sparse_ops.nn.base import SparseModule, matrix_shape
 
@@ -32,7 +34,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))
     tensors, header = _encode(model)
-    header.sha256 = encodings.digest(tensors)
+    header.sha256 = encodings.digest(tensors, header)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, beside, {encodings.ENTRY: header.dumps()})
@@ -47,20 +49,35 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Fill `model` from a file of `save`, in place, and return it (a model that is a single layer may be replaced).
 
     Layers that are sparse in the file become sparse in the model, whatever they were, and the others dense; tensors are
-    converted to the model's dtypes and devices. Raises ValueError that names the file, the key and the value where the
-    file is truncated, foreign, of another version, damaged, or does not fit the model, which is then unchanged.
+    converted to the model's devices and, among floating dtypes, among integers, to its dtypes. Raises ValueError that
+    names the file, the key and the value where the file is truncated, foreign, of another version, damaged (its sha256
+    covers everything in it), or does not fit the model, which is then unchanged. Shapes are compared before anything of
+    their size is allocated: a file takes memory in proportion to its own size and to the model's.
     """
     with _naming(path):
         tensors, header = _read(path)
-        if (found := encodings.digest(tensors)) != header.sha256:
-            raise ValueError(f"the hash of its patterns is {found}, its header says {header.sha256}")
-        state = _decode(tensors, header)
+        if (found := encodings.digest(tensors, header)) != header.sha256:
+            raise ValueError(f"the hash of its contents is {found}, its header says {header.sha256}")
+        stored = encodings.stored(tensors, header)
         swaps = _swaps(model, header)
-        for key, halves in _masked_by_torch(model).items():
-            if key in state and key.rpartition(".")[0] not in header.layers:
-                weight = state.pop(key)
-                state |= dict(zip(halves, (weight, (weight != 0).to(weight.dtype)), strict=True))
-        _check_fit(model, swaps, state, header)
+        forms = {key: form for item in stored for key, form in item.forms().items()}
+        masked = {
+            key: halves
+            for key, halves in _masked_by_torch(model).items()
+            if key in forms and key.rpartition(".")[0] not in header.layers
+        }
+        for key, halves in masked.items():
+            forms |= dict.fromkeys(halves, forms.pop(key))
+        _check_fit(model, swaps, forms)
+        state: dict[str, Tensor] = {}
+        for item in stored:
+            if item.shared in state and isinstance(item.encoding, Encoding):
+                state[item.name] = state[item.shared]
+            else:
+                state |= item.decode()
+        for key, halves in masked.items():
+            weight = state.pop(key)
+            state |= dict(zip(halves, (weight, (weight != 0).to(weight.dtype)), strict=True))
     model = swap.replace(model, swaps)
     model.load_state_dict(state)
     return model
@@ -68,19 +85,20 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file: the dense shape, how many of its elements are zero, the bytes it takes."""
+    """One tensor of a file: the dense shape, how many elements are zero, NaN or infinite, the bytes that it takes."""
 
     name: str
     encoding: str
     shape: tuple[int, ...]
     dtype: str
     zeros: int
+    non_finite: int
     bytes: int
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """What `verify` found; hash_ok says whether the patterns are those that were saved."""
+    """What `verify` found; hash_ok says whether tensors and header are those that were saved."""
 
     path: str
     version: int
@@ -97,8 +115,9 @@ class FileReport:
         lines = []
         for t in self.tensors:
             shape = " x ".join(map(str, t.shape)) or "scalar"
-            lines.append(f"{t.name}  {t.encoding}  {shape}  {t.dtype}  {t.zeros} zeros  {t.bytes} bytes")
-        hashed = "the hash of the patterns is right" if self.hash_ok else "THE HASH OF THE PATTERNS IS WRONG"
+            line = f"{t.name}  {t.encoding}  {shape}  {t.dtype}  {t.zeros} zeros  {t.bytes} bytes"
+            lines.append(f"{line}  {t.non_finite} NOT FINITE" if t.non_finite else line)
+        hashed = "the hash is right" if self.hash_ok else "THE HASH IS WRONG"
         ratio = self.dense_bytes / max(1, self.bytes)
         total = f"{self.bytes} bytes, dense {self.dense_bytes} bytes ({ratio:.1f} times as many)"
         return "\n".join([*lines, f"{self.path}: format version {self.version}, {total}, {hashed}"])
@@ -107,31 +126,33 @@ class FileReport:
 def verify(path: str | os.PathLike[str]) -> FileReport:
     """Read a file of `save` and check every tensor in it, without a model.
 
-    A wrong hash is reported (`hash_ok`); a file that is truncated, foreign, of another version or inconsistent raises
-    ValueError that names the file and what is wrong.
+    A wrong hash, which covers everything in the file, is reported (`hash_ok`); a file that is truncated, foreign, of
+    another version or inconsistent raises ValueError that names the file and what is wrong. Nothing is made dense:
+    memory is in proportion to the file (12 times its size measured), whatever shapes it states.
     """
+    rows, dense_bytes = [], 0
     with _naming(path):
         tensors, header = _read(path)
-        hash_ok = encodings.digest(tensors) == header.sha256
-        stored = dict(tensors)
-        rows, dense_bytes = [], 0
-        state = _decode(tensors, header)
-        kinds = {f"{n}.values" if n else "values": (n, str(k), s) for n, (k, s) in header.layers.items()}
-        kinds |= {n: (n, str(e), s) for n, (e, s) in header.compressed.items()}
-        for key, t in state.items():
-            if key.rpartition(".")[2] in encodings.STRUCTURE or key in header.shared:
+        hash_ok = encodings.digest(tensors, header) == header.sha256
+        for item in encodings.stored(tensors, header):
+            item.check()
+            if item.shared is not None:
                 continue
-            name, encoding, shape = kinds.get(key, (key, "dense", tuple(t.shape)))
-            parts = [key] if encoding == "dense" else [_join(name, p) for p in ("values", *encodings.STRUCTURE)]
-            size = sum(stored[p].nbytes for p in parts if p in stored)
-            n = torch.Size(shape).numel()
-            rows.append(
-                StoredTensor(
-                    name, encoding, shape, str(t.dtype).removeprefix("torch."), n - int(t.count_nonzero()), size
-                )
-            )
-            dense_bytes += n * t.element_size()
+            n, values = math.prod(item.shape), _countable(item.values)
+            zeros, non_finite = n - int(values.count_nonzero()), values.numel() - int(values.isfinite().sum())
+            encoding, dtype = str(item.encoding or "dense"), str(item.values.dtype).removeprefix("torch.")
+            size = sum(t.nbytes for t in item.parts.values())
+            rows.append(StoredTensor(item.name, encoding, item.shape, dtype, zeros, non_finite, size))
+            dense_bytes += n * item.values.element_size()
     return FileReport(str(path), header.version, hash_ok, tuple(rows), Path(path).stat().st_size, dense_bytes)
+
+
+def _countable(t: Tensor) -> Tensor:
+    """t in a dtype in which torch counts zeros: it does not in unsigned integers and 8-bit floats."""
+    if t.is_floating_point():
+        return t if t.dtype in FLOATS else t.float()
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+    return t.view(signed.get(t.dtype, t.dtype))
 
 
 @contextlib.contextmanager
@@ -140,18 +161,17 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
-
-
-def _join(module: str, name: str) -> str:
-    return f"{module}.{name}" if module else name
+    except (RuntimeError, MemoryError, OverflowError) as error:  # torch's allocator says RuntimeError
+        reason = (str(error).splitlines() or ["out of memory"])[0]
+        raise ValueError(f"{os.fspath(path)}: what it holds cannot be made here: {reason}") from error
 
 
 def _masked_by_torch(model: nn.Module) -> dict[str, tuple[str, str]]:
     """Key of each tensor that torch.nn.utils.prune masks -> the keys of its two halves in the state_dict."""
     return {
-        _join(name, hook._tensor_name): (
-            _join(name, f"{hook._tensor_name}_orig"),
-            _join(name, f"{hook._tensor_name}_mask"),
+        join(name, hook._tensor_name): (
+            join(name, f"{hook._tensor_name}_orig"),
+            join(name, f"{hook._tensor_name}_mask"),
         )
         for name, module in model.named_modules(remove_duplicate=False)
         for hook in module._forward_pre_hooks.values()
@@ -166,7 +186,7 @@ def _encode(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, SparseModule):
             header.layers[name] = Kind(type(module).__name__), module.weight_shape
-            structure |= {_join(name, key): (module, key) for key in ("row_offsets", "columns", "values")}
+            structure |= {join(name, key): (module, key) for key in ("row_offsets", "columns", "values")}
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[Any, ...], str] = {}
     state = model.state_dict()
@@ -207,29 +227,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         raise ValueError(f"it is truncated or not a safetensors file ({error})") from None
 
 
-def _decode(tensors: dict[str, Tensor], header: Header) -> dict[str, Tensor]:
-    """The state_dict of a file: patterns validated, compressed tensors dense, shared ones at each of their places."""
-    for name, source in header.shared.items():
-        if source in header.shared or not (source in tensors or source in header.compressed):
-            raise ValueError(f"{name!r} is shared with {source!r}, which is not stored")
-    tensors = tensors | {name: tensors[s] for name, s in header.shared.items() if s in tensors}
-    state = {}
-    for name, (encoding, shape) in header.compressed.items():
-        state[name] = encodings.decompress(name, encoding, shape, tensors)
-    for name, source in header.shared.items():
-        if source in state:
-            state[name] = state[source]
-    for name, (_, shape) in header.layers.items():
-        if len(shape) < 2:
-            raise ValueError(f"the layer {name!r} has shape {shape}, expected two dimensions or more")
-        pattern = encodings.take_pattern(_join(name, ""), shape, tensors)
-        values = encodings.take(tensors, _join(name, "values"))
-        encodings.check_nnz(name, values, pattern.nnz)
-        layer = {"values": values, "row_offsets": pattern.row_offsets, "columns": pattern.columns}
-        state |= {_join(name, key): t for key, t in layer.items()}
-    return state | tensors
-
-
 def _swaps(model: nn.Module, header: Header) -> dict[nn.Module, nn.Module]:
     """The layers to exchange so that the model is sparse where the file is; nothing is changed yet."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -252,18 +249,31 @@ def _swaps(model: nn.Module, header: Header) -> dict[nn.Module, nn.Module]:
     return swaps
 
 
-def _check_fit(model: nn.Module, swaps: dict[nn.Module, nn.Module], state: dict[str, Tensor], header: Header) -> None:
-    """Every key of the file has its place in the model with the same shape, and the other way round."""
-    expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+def _check_fit(model: nn.Module, swaps: dict[nn.Module, nn.Module], forms: dict[str, Form]) -> None:
+    """Every key of the file has its place in the model with the same shape and kind of dtype, and the other way round.
+
+    A sparse layer has any number of values and columns in the file.
+    """
+    expected = model.state_dict()
     for name, module in model.named_modules(remove_duplicate=False):
         if module in swaps:
-            expected = {k: s for k, s in expected.items() if k.rpartition(".")[0] != name}
-            expected |= {_join(name, k): tuple(t.shape) for k, t in swaps[module].state_dict().items()}
-    if missing := sorted(expected.keys() - state.keys()):
+            expected = {k: t for k, t in expected.items() if k.rpartition(".")[0] != name}
+            expected |= {join(name, k): t for k, t in swaps[module].state_dict().items()}
+    if missing := sorted(expected.keys() - forms.keys()):
         raise ValueError(f"{missing[0]!r} is missing ({len(missing)} such keys)")
-    if unexpected := sorted(state.keys() - expected.keys()):
+    if unexpected := sorted(forms.keys() - expected.keys()):
         raise ValueError(f"{unexpected[0]!r} is not in the model ({len(unexpected)} such keys)")
-    free = {_join(name, key) for name in header.layers for key in ("values", "columns")}
-    for key, shape in expected.items():
-        if key not in free and tuple(state[key].shape) != shape:
-            raise ValueError(f"{key!r} is {tuple(state[key].shape)} in the file, {shape} in the model")
+    for key, t in expected.items():
+        shape, dtype = forms[key]
+        if not isinstance(t, Tensor):
+            raise ValueError(f"{key!r} in the model's state_dict is {type(t).__name__}, expected a tensor")
+        if shape is not None and shape != tuple(t.shape):
+            raise ValueError(f"{key!r} is {shape} in the file, {tuple(t.shape)} in the model")
+        if _kind(dtype) != _kind(t.dtype):
+            raise ValueError(f"{key!r} is {dtype} in the file, {t.dtype} in the model, expected the same kind")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "floating" if dtype.is_floating_point else "complex" if dtype.is_complex else "integer"

@@ -56,7 +56,7 @@ class Pattern:
         shape: (rows, columns). row_offsets: (rows + 1,), columns: (nnz,), of any integer dtype, strictly increasing in
         each row. Raises ValueError that names what is wrong, and its value.
         """
-        return cls._derive(*_validated(shape, row_offsets, columns))
+        return cls._derive(*validated(shape, row_offsets, columns))
 
     @classmethod
     def _derive(cls, shape: tuple[int, int], row_offsets: Tensor, columns: Tensor, rows: Tensor) -> "Pattern":
@@ -127,20 +127,13 @@ def transposed(
     return t_row_offsets, t_columns, row_offsets, columns, back
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
-    if weight.dim() < 2:
-        raise ValueError(f"Pattern: a weight needs two dimensions or more, got {tuple(weight.shape)}")
-    return weight if weight.dim() == 2 else weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-
-
-def _validated(
+def validated(
     shape: Sequence[int], row_offsets: Tensor, columns: Tensor
 ) -> tuple[tuple[int, int], Tensor, Tensor, Tensor]:
-    """(shape, row_offsets, columns, rows), the tensors as int64, or ValueError."""
+    """(shape, row_offsets, columns, rows) of tensors that come from outside, as int64, or the ValueError of `from_csr`.
+
+    Allocates in proportion to the tensors, whatever the shape.
+    """
     if len(shape) != 2 or any(not isinstance(s, int) or not 0 <= s <= INDEX_LIMIT for s in shape):
         raise ValueError(f"Pattern: the shape is {tuple(shape)}, expected (rows, columns) between 0 and {INDEX_LIMIT}")
     n_rows, n_columns = shape
@@ -171,3 +164,13 @@ def _validated(
             f"expected them to increase within row {int(rows[i])}"
         )
     return (n_rows, n_columns), offsets, columns, rows
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    if weight.dim() < 2:
+        raise ValueError(f"Pattern: a weight needs two dimensions or more, got {tuple(weight.shape)}")
+    return weight if weight.dim() == 2 else weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    return torch.cat((counts.new_zeros(1), counts.cumsum(0)))

@@ -1,16 +1,19 @@
 """save, load, verify: what comes back is what was saved, and nothing else is accepted."""
 
+import contextlib
 import copy
 import json
 import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
 import sparse_ops
+from sparse_ops import encodings
 from sparse_ops.nn import SparseLinear
 from sparse_ops.nn.base import SparseModule
 
@@ -35,8 +38,6 @@ def same_state(a, b):
 
 def rewrite(path, change_tensors=lambda t: None, change_entry=lambda e: None):
     """The same file with something else in it."""
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         entry = json.loads(file.metadata()["sparse_ops"])
     tensors = load_file(path)
@@ -166,7 +167,7 @@ def test_verify_reports_tensors_and_damage(tmp_path):
         60000 - int(model[0].weight.count_nonzero()),
     )
     assert report.dense_bytes == sum(t.nbytes for t in net().state_dict().values())
-    assert "the hash of the patterns is right" in str(report) and json.dumps(report.to_dict())
+    assert "the hash is right" in str(report) and json.dumps(report.to_dict())
 
     def move(tensors):
         columns = tensors["0.columns"].int()
@@ -176,17 +177,16 @@ def test_verify_reports_tensors_and_damage(tmp_path):
 
     rewrite(path, move)
     assert not sparse_ops.verify(path).hash_ok
-    with pytest.raises(ValueError, match="the hash of its patterns"):
+    with pytest.raises(ValueError, match="the hash of its contents"):
         sparse_ops.load(path, net())
 
 
 def no_hash(path, *changes):
     """Change tensors and make the hash fit again, so that the deeper checks are reached."""
-    from sparse_ops import encodings
-
     rewrite(path, *changes)
-    tensors = load_file(path)
-    rewrite(path, change_entry=lambda e: e.update(sha256=encodings.digest(tensors)))
+    with safe_open(path, "pt") as file, contextlib.suppress(ValueError):  # of a header that is wrong itself
+        digest = encodings.digest(load_file(path), encodings.Header.loads(file.metadata()["sparse_ops"]))
+        rewrite(path, change_entry=lambda e: e.update(sha256=digest))
 
 
 def set_tensor(name, value):
@@ -199,7 +199,7 @@ def set_tensor(name, value):
         ((set_tensor("0.columns", lambda t: t.int() + 299),), "expected 0 to 299"),
         ((set_tensor("0.row_offsets", lambda t: t[1:].clone()),), "row_offsets has 200 entries, expected 201"),
         ((set_tensor("0.values", lambda t: t[1:].clone()),), r"0\.values is .* places"),
-        ((set_tensor("0.values", lambda t: t.int()),), r"0\.values is torch\.int32"),
+        ((set_tensor("0.values", lambda t: t.int()),), r"'0\.values' is torch\.int32 in the file"),
         ((lambda t: t.pop("0.values"),), r"'0\.values' is missing"),
         ((lambda t: t.pop("1.weight"),), r"'1\.weight' is missing"),
         ((set_tensor("extra", torch.ones(1)),), "'extra' is not in the model"),
@@ -215,7 +215,7 @@ def set_tensor(name, value):
         ),
         ((lambda t: None, lambda e: e["layers"]["0"].update(shape=[200, -1])), r"has shape \[200, -1\]"),
         ((lambda t: None, lambda e: e["layers"]["0"].update(shape=[2**31 - 1, 2**31 - 1])), "which no memory holds"),
-        ((lambda t: None, lambda e: e["layers"]["0"].update(shape=[100, 300])), "row_offsets has 201 entries"),
+        ((lambda t: None, lambda e: e["layers"]["0"].update(shape=[100, 300])), r"'0' is \(100, 300\) in the file"),
         ((lambda t: None, lambda e: e["layers"].update(zz=e["layers"].pop("0"))), r"'zz\.row_offsets' is missing"),
         (
             (lambda t: None, lambda e: e["layers"]["0"].update(kind="SparseConv2d")),
