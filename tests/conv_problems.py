@@ -45,6 +45,7 @@ SHAPES = {
     "dilation": Shape(3, 4, 5, (13, 17), (3, 2), dilation=(2, 3), padding=(2, 0)),
     "groups": Shape(6, 12, 8, (9, 6), groups=4),
     "depthwise": Shape(2, 7, 14, (10, 10), groups=7),
+    "more groups than taps": Shape(3, 8, 8, (5, 4), (1, 1), padding=(0, 0), groups=4),
     "stem": Shape(2, 3, 8, (40, 37), (7, 7), stride=(2, 2), padding=(3, 3)),
     "patches": Shape(2, 3, 5, (16, 16), (4, 4), stride=(4, 4), padding=(0, 0)),
     "output of one pixel": Shape(5, 3, 4, (5, 3), (5, 3), padding=(0, 0)),
@@ -56,6 +57,9 @@ SHAPES = {
 FEW = ["demo", "one image in bands", "groups", "stride", "stem"]
 EVERY = [pytest.param(shape, torch.float32, id=name) for name, shape in SHAPES.items()]
 EVERY += [pytest.param(SHAPES[name], dtype, id=f"{name}-{dtype}") for dtype in DTYPES[1:] for name in FEW]
+
+NO_VALUES = [SHAPES[name] for name in ("demo", "groups", "depthwise", "more groups than taps", "no images")]
+NO_VALUES += [Shape(2, 32, 32, (6, 5), groups=32), Shape(1, 5, 4, (31, 18))]
 
 
 def interpretable(shape, channels_last, backend, device):

@@ -4,6 +4,8 @@
 // multiply-add reads one aligned line whatever the stride, dilation or image width, and no lane computes junk columns.
 #include "sparse_conv2d.h"
 
+#include <cstring>
+
 #include "scratch.h"
 #include "sparse_conv2d_lanes.h"
 #include "sparse_conv2d_weight.h"
@@ -21,8 +23,13 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
   using A = Accumulator<T>;
   constexpr int64_t kLanes = 64 / sizeof(A);
   const int64_t rows = target.channels;
-  if (target.images * rows * target.rows * target.cols == 0) return;
-  const double density = static_cast<double>(ConvLists<A>::count_values(weight)) / static_cast<double>(rows);
+  const int64_t elements = target.images * rows * target.rows * target.cols, nnz = weight.count();
+  if (elements == 0) return;
+  if (nnz == 0 && bias == nullptr) {
+    std::memset(target.data, 0, elements * sizeof(T));
+    return;
+  }
+  const double density = static_cast<double>(nnz) / static_cast<double>(rows);
   const ConvTiling tiling = conv_tiling(h, w, target.images, source.channels, rows, density, kLanes,
                                         source.channels_last);
   const int64_t plane = tiling.source_rows * tiling.source_cols, pixels = tiling.rows * tiling.cols;
@@ -100,6 +107,7 @@ void sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, 
                                indices(row_offsets),
                                indices(columns),
                                nullptr,
+                               false,
                                kernel_size[0] * kernel_size[1],
                                groups,
                                target.channels / groups,
@@ -120,6 +128,7 @@ void sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Te
                                indices(t_row_offsets),
                                indices(t_columns),
                                indices(t_permutation),
+                               true,
                                kernel_size[0] * kernel_size[1],
                                groups,
                                target.channels / groups,

@@ -15,15 +15,18 @@ namespace sparse_ops {
 template <typename T>
 struct ConvWeight {
   const T* values;
-  const int32_t *offsets, *indices, *permutation;  // permutation: nullptr in the forward direction
+  const int32_t *offsets, *indices, *permutation;  // permutation: of the transpose alone
+  bool transposed;  // said in its own right: the permutation of an empty pattern is a null pointer too
   int64_t taps, groups;
   int64_t rows, sources;  // target and source channels of one group
+
+  int64_t count() const { return offsets[transposed ? rows * taps : rows * groups]; }
 
   // f(source channel, tap, value) for each value of one target channel, in a fixed order.
   template <typename F>
   void visit(int64_t row, const F& f) const {
     const int64_t first = row / rows * sources;
-    if (permutation == nullptr) {
+    if (!transposed) {
       for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i) {
         const int64_t c = indices[i] / static_cast<int32_t>(taps);
         f(first + c, indices[i] - c * taps, widen(values[i]));
@@ -64,7 +67,7 @@ struct ConvLists {
           if (dh < 0 || dw < 0) continue;
           seen[tap].push_back({static_cast<int64_t>(i * w.size() + j), static_cast<int32_t>(dh * source_cols + dw)});
         }
-    const int64_t rows = weight.rows * weight.groups, total = std::max<int64_t>(1, count_values(weight));
+    const int64_t rows = weight.rows * weight.groups, total = std::max<int64_t>(1, weight.count());
     const int64_t grain = std::max<int64_t>(1, 8192 * rows / total);  // a few microseconds of work per thread at least
     starts.assign(rows * classes + 1, 0);
     parallel(0, rows, grain, [&](int64_t begin, int64_t end) {
@@ -85,11 +88,6 @@ struct ConvLists {
         });
       }
     });
-  }
-
-  template <typename T>
-  static int64_t count_values(const ConvWeight<T>& weight) {
-    return weight.offsets[weight.permutation == nullptr ? weight.rows * weight.groups : weight.rows * weight.taps];
   }
 };
 

@@ -1,5 +1,6 @@
 // The weight gradient of a sparse convolution, at the pattern only: one dot product of two slabs per value and tile.
 #include <algorithm>
+#include <cstring>
 
 #include "elements.h"
 #include "scratch.h"
@@ -40,11 +41,13 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
   using A = Accumulator<T>;
   constexpr int64_t kLanes = 64 / sizeof(A), kMostSegments = 8;
   const int64_t rows = dy.channels, nnz = row_offsets[rows], taps = h.kernel * w.kernel;
+  if (nnz == 0) return;
   const bool empty = dy.images * dy.rows * dy.cols == 0;
   const double density = static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(rows, 1));
   const ConvTiling tiling = conv_tiling(h, w, dy.images, x.channels, rows, density, kLanes, x.channels_last);
   const int64_t x_plane = tiling.source_rows * tiling.source_cols, plane = tiling.rows * tiling.cols;
   const auto rows_of = spans(h, tiling.rows, tiling.whole), cols_of = spans(w, tiling.cols, tiling.whole);
+  const int64_t last_rows = h.target - (tiling.bands - 1) * tiling.rows;  // of an image's last band
 
   // Tiles are summed in their order within a fixed number of segments, and these in their order: the same bits for any
   // number of threads.
@@ -67,6 +70,10 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
         conv_pack(x, {first, tiling.bands, tiling.whole ? 0 : h.origin(0), h.origin(tiling.rows) - h.origin(0),
                       tiling.whole ? 0 : w.origin(col), tiling.source_rows, tiling.source_cols}, x_slab);
         conv_pack(dy, {first, tiling.bands, 0, tiling.rows, col, tiling.rows, tiling.cols}, dy_slab);
+        alignas(64) int64_t kept[8];  // the lanes whose band is not an image's last
+        for (int64_t l = 0; l < kLanes; ++l)
+          std::memset(reinterpret_cast<unsigned char*>(kept) + l * sizeof(A),
+                      (first + l) % tiling.bands == tiling.bands - 1 ? 0 : 0xff, sizeof(A));
         for (int64_t r = cuts[piece]; r < cuts[piece + 1]; ++r) {
           const int64_t group = r / (rows / groups) * (x.channels / groups);
           for (int64_t i = row_offsets[r]; i < row_offsets[r + 1]; ++i) {
@@ -74,7 +81,8 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
             const Span &sh = rows_of[tap / w.kernel], &sw = cols_of[tap % w.kernel];
             const A* from = x_slab + ((group + c) * x_plane + sh.source * tiling.source_cols + sw.source) * kLanes;
             const A* with = dy_slab + (r * plane + sh.begin * tiling.cols + sw.begin) * kLanes;
-            sums[i] += dot(from, h.stride * tiling.source_cols, w.stride, with, tiling.cols, sh.count, sw.count);
+            sums[i] += dot(from, h.stride * tiling.source_cols, w.stride, with, tiling.cols, sh.count,
+                           std::min(sw.count, w.target - col - sw.begin), last_rows - sh.begin, kept);
           }
         }
       }

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, interpretable, shared
+from conv_problems import DTYPES, EVERY, LAYOUTS, NO_VALUES, SHAPES, Poisoned, Problem, Shape, interpretable, shared
 
 import sparse_ops.ops.sparse_conv2d  # noqa: F401  its op is the gradient's gradient
 from sparse_ops.ops.sparse_conv2d_input_grad import sparse_conv2d_input_grad
@@ -31,9 +31,19 @@ def test_every_instruction_set(shape, dtype, channels_last, isa):
     check(shared(shape, dtype, channels_last=channels_last))
 
 
+@pytest.mark.parametrize("name", ["demo", "more groups than taps"])
 @pytest.mark.parametrize("density", [0.0, 1.0])
-def test_empty_and_full_patterns(density, device, backend):
-    check(Problem(SHAPES["demo"], device=device, density=density))
+def test_empty_and_full_patterns(density, name, device, backend):
+    check(Problem(SHAPES[name], device=device, density=density))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape", NO_VALUES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_value_in_every_instruction_set(dtype, shape, channels_last, isa):
+    p = Problem(shape, dtype, density=0.0, channels_last=channels_last)
+    assert p.values.numel() == 0
+    check(p)
 
 
 def test_same_bits_for_any_number_of_threads(isa):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conv_problems import EVERY, LAYOUTS, SHAPES, Poisoned, Problem, Shape, interpretable, shared
+from conv_problems import DTYPES, EVERY, LAYOUTS, NO_VALUES, SHAPES, Poisoned, Problem, Shape, interpretable, shared
 
 import sparse_ops.ops.sparse_conv2d  # noqa: F401  its op is the gradient's gradient
 from sparse_ops.ops.sparse_conv2d_weight_grad import sparse_conv2d_weight_grad
@@ -31,9 +31,19 @@ def test_every_instruction_set(shape, dtype, channels_last, isa):
     check(shared(shape, dtype, channels_last=channels_last))
 
 
+@pytest.mark.parametrize("name", ["demo", "more groups than taps"])
 @pytest.mark.parametrize("density", [0.0, 1.0])
-def test_empty_and_full_patterns(density, device, backend):
-    check(Problem(SHAPES["demo"], device=device, density=density))
+def test_empty_and_full_patterns(density, name, device, backend):
+    check(Problem(SHAPES[name], device=device, density=density))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape", NO_VALUES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_value_in_every_instruction_set(dtype, shape, channels_last, isa):
+    p = Problem(shape, dtype, density=0.0, channels_last=channels_last)
+    assert p.values.numel() == 0
+    check(p)
 
 
 def test_same_bits_for_any_number_of_threads(isa):
@@ -73,6 +83,37 @@ def test_ignores_the_values_outside_of_the_pattern(device, backend):
     p.x[:, 0] = float("nan")  # reaches exactly the values of input channel 0
     finite = run(p).isfinite()
     assert torch.equal(finite, p.pattern.columns >= 9)
+
+
+RAGGED = [
+    Shape(1, 3, 4, (31, 18), padding=(0, 0)),
+    Shape(2, 3, 4, (23, 9), (3, 2), stride=(2, 1), padding=(0, 1)),
+    Shape(1, 2, 3, (40, 65), (4, 3), dilation=(2, 3), padding=(1, 0)),
+    Shape(1, 70, 2, (6, 61), padding=(0, 0)),
+]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape", RAGGED, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_infinities_reach_only_the_taps_that_see_them(dtype, shape, channels_last, isa):
+    """Rows and columns of the image that no output pixel reads at a tap may lie in the kernel's last tile."""
+    p = Problem(shape, dtype, channels_last=channels_last)
+    wanted = p.expected["dvalues"]
+    for axis in (2, 3):
+        for at in {0, 1, *range(p.x.shape[axis] - 12, p.x.shape[axis])} & set(range(p.x.shape[axis])):
+            where = torch.zeros_like(p.x, dtype=torch.float64)
+            where.select(axis, at).fill_(1)
+            size = (shape.o, shape.c, *shape.kernel)
+            seen = torch.nn.grad.conv2d_weight(
+                where, size, torch.ones_like(p.dy, dtype=torch.float64), *shape.window[1:]
+            )
+            reached = p.pattern.gather(seen) > 0
+            x, p.x = p.x, p.x.masked_fill(where > 0, float("inf"))
+            dvalues = run(p)
+            p.x = x
+            assert torch.equal(dvalues.isfinite(), ~reached), (axis, at)
+            torch.testing.assert_close(dvalues[~reached].double(), wanted[~reached], rtol=1e-4, atol=1e-4)
 
 
 def test_names_the_culprit(device):
