@@ -16,8 +16,9 @@ class AdamW(SweepInside, torch.optim.AdamW):
     The penalty of a sparsifier joins the gradient, as a term of the loss would; weight decay stays decoupled.
     `foreach`, `fused` and `capturable` are accepted and kept for exchange with torch.optim.AdamW, but choose nothing;
     `lr` and betas may be tensors (on CUDA they are read each step, which waits for the device). Gradients are only
-    read. Under GradScaler the step unscales and skips by itself. ValueError for differentiable=True and for sparse
-    gradients.
+    read. Under GradScaler the step unscales and skips by itself; the counts of steps lie beside the weights, so that on
+    CUDA nothing waits for the device. `state_dict` has them where torch.optim.AdamW keeps them: beside the weights if
+    `fused` or `capturable`, else on the CPU. ValueError for differentiable=True and for sparse gradients.
     """
 
     def __init__(
@@ -57,7 +58,10 @@ class AdamW(SweepInside, torch.optim.AdamW):
         for bucket in self._buckets(group, lambda p: None):
             states = [self._state_of(p, amsgrad) for p in bucket.params]
             steps: list[Tensor] = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
+            if bucket.found_inf is None:
+                torch._foreach_add_(steps, 1)
+            else:  # a step that the device skips does not count
+                torch._foreach_add_(steps, [(1 - bucket.found_inf).reshape(())] * len(steps))
             regularized_adamw_(
                 bucket.params,
                 bucket.grads,
@@ -79,21 +83,29 @@ class AdamW(SweepInside, torch.optim.AdamW):
                 grad_scale=bucket.grad_scale,
                 found_inf=bucket.found_inf,
             )
-            if bucket.found_inf is not None:
-                for step in steps:  # a step that the device skips does not count
-                    step -= bucket.found_inf.to(step)
             updated += bucket.params
         return updated
 
     def _state_of(self, p: Tensor, amsgrad: bool) -> dict[str, Any]:
-        """The state as torch.optim.AdamW makes and loads it; the count of steps is a float32 number."""
+        """The state as torch.optim.AdamW makes and loads it; the count of steps is float32 on the weight's device."""
         state = self.state[p]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
         if amsgrad and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(p)
-        if state["step"].dtype != torch.float32:
-            state["step"] = state["step"].float()
+        if state["step"].dtype != torch.float32 or state["step"].device != p.device:
+            state["step"] = state["step"].to(p.device, torch.float32, non_blocking=p.is_cuda)
         return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of torch.optim.AdamW; it waits for the device where the counts of steps have to leave it."""
+        packed = super().state_dict()
+        states = dict(packed["state"])
+        for group in packed["param_groups"]:
+            if not (group.get("fused") or group.get("capturable")):
+                for index in group["params"]:
+                    if index in states and states[index]["step"].device.type != "cpu":
+                        states[index] = states[index] | {"step": states[index]["step"].cpu()}
+        return packed | {"state": states}

@@ -51,6 +51,10 @@ class SweepInside(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         return found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0
 
+    def _decided_by_device(self, bucket: Bucket) -> Tensor | None:
+        """found_inf where the device may skip the update of a bucket without the host's knowing."""
+        return None if bucket.found_inf is None or bucket.found_inf.device.type == "cpu" else bucket.found_inf
+
     def _buckets(self, group: dict[str, Any], key: Any) -> Iterator[Bucket]:
         """The parameters of a group that have a gradient, by device, dtypes and `key(parameter)`."""
         buckets: dict[Any, list[Tensor]] = {}
@@ -76,7 +80,7 @@ class SweepInside(torch.optim.Optimizer):
     def _on(self, device: torch.device, name: str) -> Tensor | None:
         """grad_scale or found_inf, which GradScaler sets on the optimiser for the length of a step."""
         t = getattr(self, name, None)
-        return None if t is None else t.to(device, non_blocking=True)
+        return None if t is None else t.to(device, non_blocking=device.type == "cuda")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

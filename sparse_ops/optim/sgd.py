@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
-from sparse_ops.optim.fused import SweepInside, in_storage_of
+from sparse_ops.optim.fused import Bucket, SweepInside, in_storage_of
+
+UNBEGUN = "unbegun"  # on CUDA: 1 while the device has skipped every step of a momentum_buffer, else 0
 
 
 class SGD(SweepInside, torch.optim.SGD):
@@ -50,35 +52,63 @@ class SGD(SweepInside, torch.optim.SGD):
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         updated: list[Tensor] = []
-        for bucket in self._buckets(group, self._has_no_buffer if momentum else lambda p: False):
+        for bucket in self._buckets(group, self._begun if momentum else lambda p: True):
             states = [self.state[p] for p in bucket.params] if momentum else []
-            first = bool(states) and self._has_no_buffer(bucket.params[0])
-            if first and dampening != 0 and bucket.found_inf is not None and bucket.found_inf.item():
-                continue  # zeros left by a step that the device skips would count as a momentum in the next one
+            first = bool(states) and not self._begun(bucket.params[0])
             if first:
                 for state, p in zip(states, bucket.params, strict=True):
                     state["momentum_buffer"] = torch.zeros_like(p)
-            regularized_sgd_(
-                bucket.params,
-                bucket.grads,
-                in_storage_of(bucket.params, states, "momentum_buffer") if momentum else [],
-                bucket.masks,
-                bucket.groups,
-                bucket.scopes,
-                *bucket.tables,
-                penalty=bucket.penalty,
-                lr=float(group["lr"]),
-                momentum=momentum,
-                dampening=dampening,
-                weight_decay=float(group["weight_decay"]),
-                nesterov=bool(group["nesterov"]),
-                maximize=bool(group["maximize"]),
-                first_step=first,
-                grad_scale=bucket.grad_scale,
-                found_inf=bucket.found_inf,
-            )
+            unbegun = states[0].get(UNBEGUN) if states else None
+            if unbegun is not None:  # the device knows whether this is the first step: offer it both, it takes one
+                skip = torch.zeros_like(unbegun) if bucket.found_inf is None else bucket.found_inf.reshape(())
+                self._call(group, bucket._replace(found_inf=torch.maximum(skip, 1 - unbegun)), states, first=True)
+                self._call(group, bucket._replace(found_inf=torch.maximum(skip, unbegun)), states, first=False)
+                unbegun *= skip
+            else:
+                self._call(group, bucket, states, first)
+                found_inf = self._decided_by_device(bucket)
+                if first and dampening != 0 and found_inf is not None:
+                    # zeros left by a step that the device skips are no momentum: the next step is the first
+                    flag = found_inf.reshape(()).clone()
+                    for state in states:
+                        state[UNBEGUN] = flag
             updated += bucket.params
         return updated
 
-    def _has_no_buffer(self, p: Tensor) -> bool:
-        return self.state[p].get("momentum_buffer") is None
+    def _call(self, group: dict[str, Any], bucket: Bucket, states: list[dict[str, Any]], first: bool) -> None:
+        regularized_sgd_(
+            bucket.params,
+            bucket.grads,
+            in_storage_of(bucket.params, states, "momentum_buffer") if states else [],
+            bucket.masks,
+            bucket.groups,
+            bucket.scopes,
+            *bucket.tables,
+            penalty=bucket.penalty,
+            lr=float(group["lr"]),
+            momentum=float(group["momentum"]),
+            dampening=float(group["dampening"]),
+            weight_decay=float(group["weight_decay"]),
+            nesterov=bool(group["nesterov"]),
+            maximize=bool(group["maximize"]),
+            first_step=first,
+            grad_scale=bucket.grad_scale,
+            found_inf=bucket.found_inf,
+        )
+
+    def _begun(self, p: Tensor) -> bool | int:
+        """False without a momentum; else True, or what tells apart the flags on which the device decides."""
+        state = self.state[p]
+        if state.get("momentum_buffer") is None:
+            return False
+        return id(state[UNBEGUN]) if UNBEGUN in state else True
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of torch.optim.SGD; it waits for the device where that alone knows whether a momentum has begun."""
+        packed = super().state_dict()
+        states = dict(packed["state"])
+        for index, state in states.items():
+            if UNBEGUN in state:
+                buffer = None if state[UNBEGUN].item() else state["momentum_buffer"]
+                states[index] = {k: v for k, v in state.items() if k != UNBEGUN} | {"momentum_buffer": buffer}
+        return packed | {"state": states}
