@@ -114,7 +114,7 @@ class Job:
         epochs = outcomes["method"].epochs
         if self.recipe.training.oneshot and name != "oneshot":
             finetune = min(self.arguments.get("finetune_epochs", epochs // 2), epochs)
-            shared = ("sparsity", "scope", "count", "prunable", "exclude")
+            shared = ("sparsity", "scope", "count", "min_nonzeros", "prunable", "exclude", "strict", "lr")
             arguments = {key: value for key, value in self.arguments.items() if key in shared}
             arguments |= {"pretrain_epochs": epochs - finetune, "finetune_epochs": finetune}
             outcomes["oneshot"] = self._stage("oneshot", data, fold, "oneshot", arguments)

@@ -64,7 +64,7 @@ def _write(folder: RunFolder, plots: Any) -> Path:
         _section(
             "Training",
             "Accuracy after every epoch, on a scale that spreads what is close to 100 %; "
-            "the networks that are reported are those of the last epoch. " + _folds(summary),
+            "the networks that are reported are those of the last epoch. " + _oneshot(summary) + _folds(summary),
             plots.training(curves, title),
         ),
         _section(
@@ -96,6 +96,12 @@ def _section(title: str, note: str, figure: Any) -> str:
     from sparse_ops.train import plots
 
     return f'<h2>{title}</h2><p class="note">{html.escape(note)}</p>\n{plots.svg(figure)}'
+
+
+def _oneshot(summary: dict[str, Any]) -> str:
+    if summary["oneshot_accuracy"] is None:
+        return ""
+    return "The dense part of one-shot pruning runs at a constant learning rate, as ART's does. "
 
 
 def _folds(summary: dict[str, Any]) -> str:

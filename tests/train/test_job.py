@@ -1,6 +1,7 @@
 """A whole recipe, small: summary, zeros in the file, resume from any epoch, folds, errors before any training."""
 
 import json
+import types
 
 import pytest
 import torch
@@ -77,6 +78,24 @@ def test_the_rivals_train_for_as_many_epochs(finished):
         assert [r["epoch"] for r in records] == list(range(summary["epochs"])) and records[-1]["finished"]
     first = [next(r for r in folder.metrics() if r["stage"] == f"fold0-{s}") for s in ("art", "oneshot", "dense")]
     assert len({r["loss"] for r in first}) == 1  # the same start and the same batches
+
+
+def test_one_shot_is_held_to_the_method_s_constraints(tmp_path, monkeypatch):
+    constraints = {"count": "ceil", "scope": "erk", "min_nonzeros": 3, "strict": True, "lr": "user", "exclude": ["0.*"]}
+    given = {}
+
+    def stage(self, name, data, fold, method, arguments):
+        given[name] = arguments
+        return types.SimpleNamespace(epochs=9)
+
+    monkeypatch.setattr(Job, "_stage", stage)
+    trained = job(tmp_path / "run", TABLE | {"method": TABLE["method"] | constraints})
+    trained._train(None, 0)
+    epochs = {
+        "pretrain_epochs": 9 - trained.arguments["finetune_epochs"],
+        "finetune_epochs": given["art"]["finetune_epochs"],
+    }
+    assert given["oneshot"] == constraints | epochs | {"sparsity": trained.arguments["sparsity"]}
 
 
 def test_the_file_holds_the_network(finished):
