@@ -83,7 +83,8 @@ class Sparsifier(ABC):
         self.sweep = Sweep(self.weights, self.budget.scopes(self.weights), check=check)
         self._attachment = attach(optimizer, self.sweep)
         self.epoch = self.phase_epoch = 0
-        self._base_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        self._base_lrs: list[float] = []
+        self._know_groups()
         self._factor_set = 1.0
         self._history: list[dict[str, Any]] = []
         self._phase = 0
@@ -295,8 +296,14 @@ class Sparsifier(ABC):
         while not self.finished and self.lengths[self.phase] == 0:
             self._advance()
 
+    def _know_groups(self) -> None:
+        """Note the initial learning rates of the groups that the optimiser has got since the last look."""
+        new = self.optimizer.param_groups[len(self._base_lrs) :]
+        self._base_lrs += [float(group.get("initial_lr", group["lr"])) for group in new]
+
     def _set_lr(self, begins: bool) -> None:
         """Write the learning rate where a phase begins or the factor changes: between, a user's schedule may."""
+        self._know_groups()
         if self.lr == "user" or self.finished or not (begins or self.lr_factor != self._factor_set):
             return
         self._factor_set = self.lr_factor

@@ -67,7 +67,8 @@ class Snapshot:
         """The snapshot of a state_dict."""
         masks = {name: unpacked_state(mask, device) for name, mask in state["masks"].items()}
         survivors = {name: t.to(device, copy=True) for name, t in state["survivors"].items()}
-        return cls(masks, survivors, {name: t.clone() for name, t in state["others"].items()})
+        others = {name: t.to(device, copy=True) for name, t in state["others"].items()}
+        return cls(masks, survivors, others)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -147,6 +147,21 @@ def test_the_method_s_learning_rate(info, make_optimizer):
     assert seen[-4:] == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
+def test_a_group_added_later_has_its_own_learning_rate(info):
+    run = Run(info, OPTIMIZERS["torch sgd"])
+    base = run.optimizer.param_groups[0]["lr"]
+    late = nn.Parameter(torch.zeros(3))
+    run.epoch()
+    run.optimizer.add_param_group({"params": [late], "lr": 0.5})
+    while not run.method.finished:
+        rates = [group["lr"] for group in run.optimizer.param_groups]
+        factor = run.method.lr_factor
+        assert rates == pytest.approx([base * factor, 0.5 * factor])
+        run.epoch()
+    assert factor < 1
+    assert run.method.state_dict()["base_lrs"] == [base, 0.5]
+
+
 def test_an_average_of_the_weights_is_masked_by_name(info):
     run = Run(info, OPTIMIZERS["ours sgd"])
     ema = torch.optim.swa_utils.AveragedModel(run.net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
