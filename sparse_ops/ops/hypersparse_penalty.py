@@ -16,6 +16,10 @@ torch.library.define(
 torch.library.define("sparse_ops::hypersparse_penalty_backward", "(Tensor[] weights, Tensor coefficients) -> Tensor[]")
 
 
+FLOAT_LIMIT = 2.0**126  # of the factors: twice as much is finite in float32 and in bfloat16
+HALF_MAX = torch.finfo(torch.float16).max
+
+
 def value_dtype(weights: list[Tensor]) -> torch.dtype:
     """The dtype of a penalty: the widest among the weights', float32 at least."""
     return torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32
@@ -75,10 +79,16 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 
 def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    """grad times the gradient; nothing for the arguments behind the weights."""
+    """grad times the gradient, saturated; nothing for the arguments behind the weights."""
     *weights, coefficients = ctx.saved_tensors
     upstream = torch.stack([grad.double(), grad.double(), torch.ones_like(grad, dtype=torch.float64)])
-    grads = torch.ops.sparse_ops.hypersparse_penalty_backward(weights, coefficients * upstream)
+    factors = coefficients * upstream
+    if any(w.dtype != torch.float64 for w in weights):
+        factors = factors.clamp(-FLOAT_LIMIT, FLOAT_LIMIT)
+    grads = torch.ops.sparse_ops.hypersparse_penalty_backward(weights, factors)
+    for g in grads:
+        if g.dtype == torch.float16:
+            g.clamp_(-HALF_MAX, HALF_MAX)
     return grads, *[None] * ctx.others
 
 
