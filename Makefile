@@ -3,6 +3,8 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
+# Threads that spin while they wait make a small network 20 times slower where other programs use the same cores, hence
+# OMP_WAIT_POLICY for the demo and one thread per test worker.
 # Another torch: make demo TORCH='torch==2.12.0' TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -16,10 +18,10 @@ help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed  ## train a real network to 98 % zeros, run it sparse, write runs/demo/report.html
-	$(BIN)/sparse-ops train recipes/demo.toml --run runs/demo $(ARGS)
+	@OMP_WAIT_POLICY=passive $(BIN)/sparse-ops train recipes/demo.toml --run runs/demo $(ARGS)
 
 test: $(VENV)/.dev  ## every test, without a GPU (Triton kernels run in the interpreter)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: $(VENV)/.installed  ## list the benchmarks; run one with ARGS='step --json FILE'
 	@$(BIN)/python -m bench $(ARGS)

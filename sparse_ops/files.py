@@ -37,7 +37,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     header.sha256 = encodings.digest(tensors, header)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode  # as the umask wants it; safetensors makes its file readable to its owner alone
         save_file(tensors, beside, {encodings.ENTRY: header.dumps()})
+        beside.chmod(mode)
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)

@@ -285,3 +285,9 @@ def test_a_model_masked_by_torch_is_stored_under_its_plain_names(tmp_path):
     prune.random_unstructured(masked[2], "bias", 1)
     assert torch.equal(sparse_ops.load(path, masked)(x), model(x))
     assert int((masked[0].weight_mask == 0).sum()) == int((model[0].weight == 0).sum())
+
+
+def test_others_may_read_the_file_as_the_umask_says(tmp_path):
+    sparse_ops.save(net(), tmp_path / "model.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
