@@ -62,7 +62,12 @@ def _check(name: str, sparsity: float) -> None:
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise TypeError(f"{name} is {sparsity!r}, expected a number in [0, 1)")
     if not 0 <= sparsity < 1:
-        raise ValueError(f"{name} is {sparsity}, expected 0 <= sparsity < 1")
+        raise ValueError(f"{name} is {sparsity}, expected 0 <= sparsity < 1{percentage(sparsity)}")
+
+
+def percentage(value: float) -> str:
+    """What an error adds to a number that looks like a percentage where a share of 1 was meant."""
+    return " (a percentage? divide by 100)" if 1 < value <= 100 else ""
 
 
 def budget(n: int, sparsity: float, count: Count = "nearest") -> int:

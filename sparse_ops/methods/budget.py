@@ -30,7 +30,7 @@ class Budget:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{where} is {value!r}, expected a number in [0, 1)")
             if not 0 <= value < 1:
-                raise ValueError(f"{where} is {value}, expected 0 <= sparsity < 1")
+                raise ValueError(f"{where} is {value}, expected 0 <= sparsity < 1{masks.percentage(value)}")
         for argument, chosen, known in (("scope", self.scope, get_args(Scope)), ("count", self.count, get_args(Count))):
             if chosen not in known:
                 raise ValueError(f"{argument} is {chosen!r}; it may be one of {', '.join(known)}")

@@ -1,5 +1,6 @@
 """The guard against layer collapse: which layers, or outputs of a layer, keep no weight under a mask."""
 
+import inspect
 import warnings
 from collections.abc import Mapping
 
@@ -32,8 +33,18 @@ def guard(method: str, masks: Mapping[str, PackedMask], strict: bool) -> None:
     if layers:
         sentences.append(f"no weight survives in {', '.join(layers)}")
     if outputs:
-        sentences.append(f"some outputs lose all their inputs: {', '.join(outputs)}")
+        usual = "single ones are usual at high sparsity"
+        sentences.append(f"some outputs lose all their inputs: {', '.join(outputs)}; {usual}")
     message = f"{method}: {'; '.join(sentences)}. min_nonzeros= keeps layers alive, as does a lower sparsity"
     if strict:
         raise ValueError(message)
-    warnings.warn(message, CollapseWarning, stacklevel=4)
+    warnings.warn(message, CollapseWarning, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """The stacklevel, for the function that calls this, of the nearest caller outside of this package."""
+    package = __name__.partition(".")[0]
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -52,9 +52,10 @@ def names() -> list[str]:
 
 
 def get(name: str) -> MethodInfo:
-    """The method of this name. ValueError with the nearest name for an unknown one."""
+    """The method of this name. ValueError with the known names for an unknown one, and the nearest if one is near."""
     for info in _METHODS:
         if info.name == name:
             return info
-    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
-    raise ValueError(f"there is no method {name!r}; did you mean {near[0]!r}? There are: {', '.join(names())}")
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"there is no method {name!r}{hint} (known: {', '.join(names())})")

@@ -26,7 +26,7 @@ class Report:
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        columns = list(dict.fromkeys(key for row in self.history for key in row))
+        columns = list(dict.fromkeys(key for row in self.history for key in row if row[key] is not None))
         rows = [[_cell(row.get(column)) for column in columns] for row in self.history]
         course = table(columns, rows) if rows else "no epoch has ended yet"
         return f"{self.method}: {settings}\n\n{course}\n\n{self.sparsity}"

@@ -146,12 +146,16 @@ class Sparsifier(ABC):
         """
         if self.finished:
             raise ValueError(f"{self._title}: all phases are over; call finalize()")
+        if evaluate is not None and not callable(evaluate):
+            raise TypeError(
+                f"{self._title}: evaluate is {evaluate!r}, expected a function: model -> accuracy in [0, 1]"
+            )
         train_accuracy = None if train_accuracy is None else fraction("train_accuracy", train_accuracy)
-        before, lr_factor = self.phase, self.lr_factor
+        before, lr_factor = self.phase, self.lr_factor if self.lr == "method" else None
         metrics = self.metrics()
         record, reason = self._judge(evaluate, train_accuracy)
         self._history.append(
-            {"epoch": self.epoch, "phase": before, "lr_factor": lr_factor, "train_accuracy": train_accuracy}
+            {"epoch": self.epoch + 1, "phase": before, "lr_factor": lr_factor, "train_accuracy": train_accuracy}
             | {key: metrics[key] for key in ("lambda", "threshold", "hit_rate") if key in metrics}
             | record
         )
@@ -191,7 +195,10 @@ class Sparsifier(ABC):
         return values | {"sparsity": zeros / self.selection.numel}
 
     def report(self) -> Report:
-        """The course of the epochs and the sparsity of each layer; print it, or call to_dict()."""
+        """The course of the epochs, from 1, and the sparsity of each layer; print it, or call to_dict().
+
+        A row's lr_factor is None where lr="user", since nothing was multiplied with it.
+        """
         settings = asdict(self.budget) | self._settings()
         layers = planning.sparsity_report(self.model, self.selection)
         return Report(self.name, settings, [dict(row) for row in self._history], layers)
@@ -320,8 +327,11 @@ def _plain(budget: dict[str, Any]) -> dict[str, Any]:
 
 
 def fraction(name: str, value: Any) -> float:
-    """The value as a float in [0, 1], else a ValueError that names it."""
-    number = float(value)
+    """The value as a float in [0, 1]; TypeError for what is no number, ValueError outside, both naming it."""
+    try:
+        number = float("" if isinstance(value, str | bytes) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {value!r}, expected a number in [0, 1]") from None
     if not 0 <= number <= 1:
         hint = " (a percentage? divide by 100)" if 1 < number <= 100 else ""
         raise ValueError(f"{name} is {number}, expected an accuracy in [0, 1]{hint}")

@@ -25,6 +25,7 @@ def info(request):
         ({"sparsity": "0.9"}, TypeError, r"sparsity is '0.9'"),
         ({"sparsity": {"0": 0.5}}, ValueError, r"sparsity gives no number for 5.weight"),
         ({"sparsity": {"9": 0.5, "*": 0.5}}, ValueError, r"sparsity\['9'\] matches none"),
+        ({"sparsity": 98}, ValueError, r"sparsity is 98, .* \(a percentage\? divide by 100\)"),
         ({"scope": "layer"}, ValueError, r"scope is 'layer'"),
         ({"count": "round"}, ValueError, r"count is 'round'"),
         ({"min_nonzeros": -1}, ValueError, r"min_nonzeros is -1"),
@@ -91,10 +92,30 @@ def test_foreign_checkpoints_are_refused(info):
         other.load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    "evaluate, message",
+    [
+        (lambda model: None, "the accuracy that evaluate returned is None, expected a number"),
+        (lambda model: "0.9", "the accuracy that evaluate returned is '0.9', expected a number"),
+        (0.9, r"ART: evaluate is 0.9, expected a function"),
+    ],
+)
+def test_what_evaluate_may_be(evaluate, message):
+    run = Run(methods.get("art"), OPTIMIZERS["ours sgd"]).until("regularize")
+    before = {name: w.detach().clone() for name, w in run.method.weights.items()}
+    with pytest.raises(TypeError, match=message):
+        run.method.end_epoch(evaluate, train_accuracy=0.9)
+    assert all(torch.equal(before[name], w) for name, w in run.method.weights.items())  # the copy's zeros are undone
+    with pytest.raises(TypeError, match="train_accuracy is 'x', expected a number"):
+        run.method.end_epoch(lambda model: 0.5, train_accuracy="x")
+
+
 def test_registry():
     assert methods.get("art").cls is methods.ART
     with pytest.raises(ValueError, match="there is no method 'atr'; did you mean 'art'"):
         methods.get("atr")
+    with pytest.raises(ValueError, match=r"there is no method 'foo' \(known: art, oneshot\)"):
+        methods.get("foo")
     for name in methods.names():
         described = methods.get(name)
         assert described.cls.name == name and described.paper and described.summary

@@ -2,6 +2,7 @@
 
 import copy
 
+import method_runs
 import pytest
 import torch
 from method_runs import OPTIMIZERS, SHORT, Run, check_zeros, same
@@ -258,13 +259,28 @@ def test_the_guard_against_collapse(info):
     skip = {"prepare": tiny, "pretrain_epochs": 0, "finetune_epochs": 0}
     if info.name == "art":
         skip["max_regularize_epochs"] = 0
-    with pytest.warns(methods.CollapseWarning, match=r"no weight survives in 7.weight; .*5.weight \(\d+ of 24 outputs"):
+    with pytest.warns(
+        methods.CollapseWarning, match=r"no weight survives in 7.weight; .*5.weight \(\d+ of 24 "
+    ) as seen:
         Run(info, OPTIMIZERS["ours sgd"], **skip)
+    assert seen[0].filename == method_runs.__file__  # where the sparsifier is made, not where the library notices
+    with pytest.warns(methods.CollapseWarning, match="single ones are usual at high sparsity") as seen:
+        Run(info, OPTIMIZERS["ours sgd"], prepare=tiny).finish()
+    assert seen[0].filename == method_runs.__file__  # where end_epoch is called
     with pytest.raises(ValueError, match=r"no weight survives in 7.weight"):
         Run(info, OPTIMIZERS["ours sgd"], strict=True, **skip)
     alive = Run(info, OPTIMIZERS["ours sgd"], min_nonzeros=3, **skip)
     assert min(mask.numel - mask.zeros for mask in alive.method.masks.values()) == 3
     check_zeros(alive, info)
+
+
+def test_report_counts_epochs_from_1_and_leaves_out_a_factor_that_was_not_applied(info):
+    run = Run(info, OPTIMIZERS["ours sgd"]).finish()
+    history = run.method.report().to_dict()["history"]
+    assert [row["epoch"] for row in history] == list(range(1, run.number + 1))
+    assert history[-1]["lr_factor"] < 1 and "lr_factor" in str(run.method.report())
+    user = Run(info, OPTIMIZERS["ours sgd"], lr="user").finish().method.report()
+    assert {row["lr_factor"] for row in user.to_dict()["history"]} == {None} and "lr_factor" not in str(user)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
