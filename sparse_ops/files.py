@@ -30,6 +30,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save_file
 
+    _check_arguments("save(model, path)", model, path)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))
@@ -57,6 +58,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     covers everything in it), or does not fit the model, which is then unchanged. Shapes are compared before anything of
     their size is allocated: a file takes memory in proportion to its own size and to the model's.
     """
+    _check_arguments("load(path, model)", model, path)
     with _naming(path):
         tensors, header = _read(path)
         if (found := encodings.digest(tensors, header)) != header.sha256:
@@ -158,6 +160,14 @@ def _countable(t: Tensor) -> Tensor:
     return t.view(signed.get(t.dtype, t.dtype))
 
 
+def _check_arguments(call: str, model: Any, path: Any) -> None:
+    """TypeError that says which argument is what, as where the two are swapped."""
+    for name, value, kind in (("model", model, nn.Module), ("path", path, str | os.PathLike)):
+        if not isinstance(value, kind):
+            wanted = "a torch.nn.Module" if name == "model" else "a path"
+            raise TypeError(f"{call}: {name} is of type {type(value).__name__}, expected {wanted}")
+
+
 @contextlib.contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
@@ -220,6 +230,8 @@ def _encode(model: nn.Module) -> tuple[dict[str, Tensor], Header]:
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not Path(path).is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     try:

@@ -291,3 +291,16 @@ def test_others_may_read_the_file_as_the_umask_says(tmp_path):
     sparse_ops.save(net(), tmp_path / "model.safetensors")
     (tmp_path / "plain").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_swapped_arguments_and_folders(tmp_path):
+    model = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"save\(model, path\): model is of type str, expected a torch.nn.Module"):
+        sparse_ops.save("model.safetensors", model)
+    with pytest.raises(TypeError, match=r"load\(path, model\): model is of type PosixPath, expected a torch.nn.Module"):
+        sparse_ops.load(model, tmp_path)
+    with pytest.raises(TypeError, match=r"load\(path, model\): path is of type int, expected a path"):
+        sparse_ops.load(3, model)
+    for read in (sparse_ops.files.verify, lambda path: sparse_ops.load(path, model)):
+        with pytest.raises(IsADirectoryError):
+            read(tmp_path)

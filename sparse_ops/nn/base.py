@@ -46,6 +46,18 @@ class SparseModule(nn.Module):
         """The dense form, with the same weights."""
         raise NotImplementedError
 
+    @classmethod
+    def _checked(cls, pattern: Pattern, values: Tensor) -> Pattern:
+        """The pattern; TypeError for what is none, as for the sizes that a dense layer is made with."""
+        for name, value, kind in (("pattern", pattern, Pattern), ("values", values, Tensor)):
+            if not isinstance(value, kind):
+                given = value if isinstance(value, int) else f"a {type(value).__name__}"
+                raise TypeError(
+                    f"{cls.__name__}: {name} is {given}, expected a {kind.__name__}; "
+                    f"{cls.__name__}.from_dense makes the layer from a dense one"
+                )
+        return pattern
+
     def set_weight(self, pattern: Pattern, values: Tensor | nn.Parameter) -> None:
         """Hold `values` (nnz,) at the positions of `pattern` from now on; the parameter stays the same object."""
         rows, columns = pattern.shape

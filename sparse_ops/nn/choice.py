@@ -106,7 +106,9 @@ def record_inputs(model: nn.Module, layers: Sequence[nn.Module], examples: Seque
 
     def hook(seen: set[LayerInput]) -> Callable[..., None]:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.add(LayerInput.of(args[0] if args else kwargs["input"]))
+            x = args[0] if args else kwargs.get("input")
+            if isinstance(x, Tensor):  # the layer itself complains about anything else
+                seen.add(LayerInput.of(x))
 
         return note
 
@@ -114,15 +116,26 @@ def record_inputs(model: nn.Module, layers: Sequence[nn.Module], examples: Seque
     handles = [layer.register_forward_pre_hook(hook(seen), with_kwargs=True) for layer, seen in pairs]
     try:
         with _evaluating(model), torch.no_grad():
-            for example in examples:
-                if isinstance(example, dict):
-                    model(**example)
-                else:
-                    model(*(example if isinstance(example, tuple) else (example,)))
+            for i, example in enumerate(examples):
+                _call(model, i, example)
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _call(model: nn.Module, i: int, example: Any) -> None:
+    """Call the model with an example; its error, chained, under a sentence that says which example it was."""
+    try:
+        if isinstance(example, dict):
+            model(**example)
+        else:
+            model(*(example if isinstance(example, tuple) else (example,)))
+    except Exception as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        what = f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+        raise kind(f"sparsify: the model failed on example {i} ({what}): {reason}") from error
 
 
 def _sync(device: torch.device) -> None:

@@ -36,6 +36,7 @@ class SparseConv2d(SparseModule):
         padding_mode: PaddingMode = "zeros",
     ):
         super().__init__()
+        self._checked(pattern, values)
         if padding_mode not in get_args(PaddingMode):
             raise ValueError(f"SparseConv2d: padding_mode is {padding_mode!r}, expected one of {get_args(PaddingMode)}")
         self.kernel_size, self.stride, self.dilation = (_pair(v) for v in (kernel_size, stride, dilation))

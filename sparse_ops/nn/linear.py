@@ -18,7 +18,7 @@ class SparseLinear(SparseModule):
 
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.out_features, self.in_features = self.weight_shape = pattern.shape
+        self.out_features, self.in_features = self.weight_shape = self._checked(pattern, values).shape
         self.set_weight(pattern, values)
         if bias is not None and bias.shape != (self.out_features,):
             raise ValueError(f"SparseLinear: the bias is {tuple(bias.shape)}, expected ({self.out_features},)")

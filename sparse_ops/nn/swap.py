@@ -42,7 +42,7 @@ def sparsify(
     is kept as `sparsify_table` on the model that is returned.
 
     A converted layer keeps no dense copy of its weight. `densify` is the inverse. Raises ValueError for a policy that
-    is none of these.
+    is none of these, ValueError or TypeError for an example that the model refuses.
     """
     threshold = _threshold(policy)
     result, moved = (model, {}) if inplace else _copied(model)

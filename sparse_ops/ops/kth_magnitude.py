@@ -53,7 +53,12 @@ def kth_magnitude(tensors: Iterable[Tensor], k: int) -> Tensor:
     tensors: any shapes and strides, float16, bfloat16, float32 or float64, on one device; k: 1 (the smallest) to the
     number of elements. Returns a 0-dim tensor on that device in the promoted dtype, NaN where any element is NaN. -0.0
     counts as 0, denormals as what they are. Not differentiable. Raises ValueError for k out of range, TypeError for
-    other dtypes.
+    other dtypes and a k that is no integer.
     """
+    if not isinstance(k, torch.SymInt):
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise TypeError(f"kth_magnitude: k is {k!r}, expected an integer") from None
     detached = [t.detach() for t in checks.tensor_list("kth_magnitude", "tensors", tensors)]
-    return torch.ops.sparse_ops.kth_magnitude(detached, k if isinstance(k, torch.SymInt) else operator.index(k))
+    return torch.ops.sparse_ops.kth_magnitude(detached, k)

@@ -249,3 +249,33 @@ def test_an_optimiser_goes_on_with_convolutions():
     dense = densify(sparse, optimizer=optimizer)
     back = optimizer.state[dense[2].weight]["momentum_buffer"]
     assert torch.equal(back, momentum * (dense[2].weight != 0))
+
+
+@pytest.mark.parametrize(
+    "examples, error, message",
+    [
+        ([1], TypeError, r"failed on example 0 \(int\): "),
+        (
+            [torch.zeros(2, 8), torch.zeros(2, 7)],
+            ValueError,
+            r"failed on example 1 \(a tensor of shape \(2, 7\)\): Run",
+        ),
+        ([torch.zeros(2, 8), {"y": torch.zeros(2, 8)}], TypeError, r"failed on example 1 \(dict\): TypeError: .*'y'"),
+    ],
+)
+def test_an_example_that_the_model_refuses_is_named(examples, error, message):
+    model = nn.Sequential(nn.Linear(8, 4))
+    with pytest.raises(error, match="sparsify: the model " + message) as raised:
+        sparsify(model, examples)
+    assert isinstance(raised.value.__cause__, Exception) and model.training
+
+
+def test_a_layer_made_like_a_dense_one_points_to_from_dense():
+    for make, name in ((lambda: SparseLinear(4, 4), "Linear"), (lambda: SparseConv2d(4, 4, None, (3, 3)), "Conv2d")):
+        with pytest.raises(TypeError, match=f"pattern is 4, expected a Pattern; Sparse{name}.from_dense makes"):
+            make()
+    layer = SparseLinear.from_dense(nn.Linear(4, 4))
+    with pytest.raises(TypeError, match="values is 4, expected a Tensor"):
+        SparseLinear(layer.pattern, 4)
+    with pytest.raises(TypeError, match="pattern is a Parameter, expected a Pattern"):
+        SparseLinear(nn.Linear(4, 4).weight, layer.values)
