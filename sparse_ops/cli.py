@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--download", action="store_true", help="fetch missing data files into --data-dir")
     train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     train.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (PyTorch's default)")
-    train.add_argument("--seed", type=int, metavar="N", help="the same as --set seed=N")
+    train.add_argument("--seed", type=_not_negative, metavar="N", help="the same as --set seed=N")
     train.add_argument("--folds", type=int, default=1, metavar="N", help="train on N of the 5 splits of digits (1)")
     train.add_argument("--max-epochs", type=_positive, metavar="N", help="stop after N epochs; --resume goes on")
     train.add_argument("--resume", action="store_true", help="go on with the unfinished run in --run, bit for bit")
@@ -97,7 +97,8 @@ def _train(arguments: argparse.Namespace) -> int:
     except (Stopped, KeyboardInterrupt) as stop:
         display.close()
         why = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
-        print(f"{why}; the same command with --resume goes on, from the last whole epoch, with {run}")
+        make = " (make demo ARGS=--resume)" if run == Path("runs/demo") else ""
+        print(f"{why}; the same command with --resume{make} goes on, from the last whole epoch, with {run}")
         return 130 if isinstance(stop, KeyboardInterrupt) else 0
     finally:
         display.close()
@@ -130,13 +131,24 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.strip().lstrip("+-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer")
+    if int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+    return int(text)
 
 
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -64,7 +64,15 @@ def recipe(tmp_path, monkeypatch):
         (["train", "RECIPE", "--folds", "9"], "--folds is 9, expected 1 to 5"),
         (["train", "RECIPE", "--resume"], "holds no run to resume"),
         (["report", "nowhere"], "holds no finished run"),
-        (["verify", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["verify", "nowhere.safetensors"], "nowhere.safetensors: No such file"),
+        (["verify", "."], ".: Is a directory"),
+        (["train", "RECIPE", "--run", "RECIPE"], "is a file, expected a folder"),
+        (["train", "RECIPE", "--set", "method.sparsity=98"], "98, expected 0 <= sparsity < 1 (a percentage? divide"),
+        (["train", "RECIPE", "--set", "method.name=foo"], "no method 'foo' (known: art, oneshot)"),
+        (["train", "RECIPE", "--set", "method.name=3"], "--set: method.name is 3"),
+        (["train", "RECIPE", "--set", "network.name=resnet9"], "--set: network.name is 'resnet9'; did you mean"),
+        (["train", "RECIPE", "--set", "optimizer.lr=-1"], "--set: optimizer.lr is -1.0, expected 0 or more"),
+        (["train", "RECIPE", "--set", "optimizer.lr=nan"], "--set: optimizer.lr is nan"),
     ],
 )
 def test_errors_are_one_sentence(arguments, message, recipe, capsys, monkeypatch):
@@ -76,7 +84,8 @@ def test_errors_are_one_sentence(arguments, message, recipe, capsys, monkeypatch
 
 
 def test_wrong_usage_is_exit_code_2():
-    for arguments in ([], ["train"], ["train", "x", "--threads", "0"], ["no-such-command"]):
+    threads, seed = ["train", "x", "--threads", "0"], ["train", "x", "--seed", "-1"]
+    for arguments in ([], ["train"], threads, seed, ["train", "x", "--seed", "x"], ["no-such-command"]):
         with pytest.raises(SystemExit) as done:
             cli.main(arguments)
         assert done.value.code == 2
@@ -118,6 +127,16 @@ def test_ctrl_c_leaves_a_run_to_resume(recipe, tmp_path, capsys, monkeypatch):
         assert cli.main(train) == 130
     assert "interrupted; the same command with --resume goes on" in capsys.readouterr().out
     assert cli.main([*train, "--resume"]) == 0
+
+
+def test_the_hint_to_resume_the_demo_names_make(recipe, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(recipe.parent)
+    assert cli.main(["train", str(recipe), "--run", "runs/demo", "--max-epochs", "1"]) == 0
+    assert "--resume (make demo ARGS=--resume) goes on" in capsys.readouterr().out
+    assert cli.main(["train", str(recipe), "--run", "runs/demo", "--max-epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "the unfinished run that was in runs/demo is now in runs/demo/previous" in out
 
 
 def test_the_command_is_a_process_too():

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sparse_ops
-from sparse_ops.train import figures, run_folder
+from sparse_ops.train import figures, info, run_folder
 from sparse_ops.train.augment import Batches
 from sparse_ops.train.data import DataSet
 from sparse_ops.train.loop import outputs
@@ -33,6 +34,7 @@ def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder
     torch.set_num_threads(THREADS)
     try:
         sparse = sparse_ops.sparsify(pruned, example)
+        table: Any = sparse.sparsify_table
         model_file, dense_file = folder / run_folder.MODEL, folder / run_folder.DENSE
         sparse_ops.save(sparse, model_file)
         sparse_ops.save(dense, dense_file)
@@ -50,7 +52,9 @@ def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder
         "sparsity": zeros / prunable,
         "zeros": zeros,
         "prunable": prunable,
-        "sparse_layers": sum(isinstance(m, sparse_ops.nn.base.SparseModule) for m in sparse.modules()),
+        "layers": [layer | {"shape": list(layer["shape"])} for layer in table.to_dict()["layers"]],
+        "test_images": len(data.test),
+        "machine": f"{info.processor()}, {os.cpu_count()} logical cores",
         "max_abs_difference_sparse_vs_masked": float((found - wanted).abs().max()),
         "max_abs_difference_loaded_vs_sparse": float((again - found).abs().max()),
         "max_abs_output": float(wanted.abs().max()),

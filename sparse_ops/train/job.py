@@ -78,7 +78,9 @@ class Job:
             torch.set_num_threads(self.options.threads)
         sets = [self._load(fold) for fold in range(self.options.folds)]  # a missing file is told before all else
         self._check_method(sets[0])
-        self.folder.begin(self.recipe.to_toml(), resume=self.options.resume)
+        moved = self.folder.begin(self.recipe.to_toml(), resume=self.options.resume)
+        if moved is not None:
+            self.progress.say(moved)
         folds = [self._train(data, fold) for fold, data in enumerate(sets)]
         summary = self._accuracies(folds)
         first, dense = folds[0], self._dense(folds[0], sets[0])

@@ -126,7 +126,7 @@ class Trainer:
         change = self.method.end_epoch(evaluate, train_accuracy=correct / seen)
         return {
             "stage": self.stage,
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
             "phase": phase,
             "phase_ends": change is not None,
             "finished": self.method.finished,

@@ -68,16 +68,16 @@ def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
     looks = {method: (METHOD, "-"), "one-shot": (ONESHOT, "--"), "dense": (DENSE, ":")}
     for title, records in curves.items():
         colour, style = looks[title]
-        epochs = [r["epoch"] + 1 for r in records]
+        epochs = [r["epoch"] for r in records]
         error = [max(100 - 100 * r["test_accuracy"], _SMALLEST_ERROR) for r in records]
         top.plot(epochs, error, style, color=colour, lw=1.6, label=f"{title}: test")
         pruned = [r for r in records if r.get("pruned_accuracy") is not None and r["phase"] == "regularize"]
         if pruned:
-            x = [r["epoch"] + 1 for r in pruned]
+            x = [r["epoch"] for r in pruned]
             y = [max(100 - 100 * r["pruned_accuracy"], _SMALLEST_ERROR) for r in pruned]
             top.plot(x, y, "o", ms=3.5, color=colour, mfc="white", label=f"{title}: pruned copy, training data")
         penalty = [r for r in records if r.get("lambda")]
-        bottom.plot([r["epoch"] + 1 for r in penalty], [r["lambda"] for r in penalty], style, color=colour, lw=1.6)
+        bottom.plot([r["epoch"] for r in penalty], [r["lambda"] for r in penalty], style, color=colour, lw=1.6)
     ticks = [100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1]
     top.set_yscale("log")
     top.set_ylim(100, _SMALLEST_ERROR * 0.9)
@@ -97,11 +97,11 @@ def _phases(axes: "Axes", records: list[dict[str, Any]]) -> None:
     begins = [r["epoch"] for i, r in enumerate(records) if i == 0 or records[i - 1]["phase"] != r["phase"]]
     for begin in begins:
         if begin > records[0]["epoch"]:
-            axes.axvline(begin + 0.5, color="#999999", lw=0.8)
+            axes.axvline(begin - 0.5, color="#999999", lw=0.8)
         end = min([b for b in begins if b > begin], default=records[-1]["epoch"] + 1)
         name = records[begin - records[0]["epoch"]]["phase"]
         place: Any = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 9}
-        axes.annotate(name, ((begin + end) / 2 + 0.5, 1.01), color="#444444", **place)
+        axes.annotate(name, ((begin + end) / 2 - 0.5, 1.01), color="#444444", **place)
 
 
 @_styled
@@ -151,7 +151,7 @@ def density(layers: list[dict[str, Any]], total: float) -> "Figure":
     floor = min([v for v in values if v > 0] + [100 * total]) / 2
     rows = range(len(layers))
     axes.barh(rows, [max(v, floor) for v in values], color=METHOD, height=0.7)
-    axes.axvline(100 * total, color=THRESHOLD, lw=1.5, ls="--", label=f"all layers: {100 * total:.2g} %")
+    axes.axvline(100 * total, color=THRESHOLD, lw=1.5, ls="--", label=f"all layers: {_share(100 * total)} %")
     axes.set_yticks(rows, [f"{layer['name']}  {'x'.join(map(str, layer['shape']))}" for layer in layers], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -159,7 +159,7 @@ def density(layers: list[dict[str, Any]], total: float) -> "Figure":
     right = axes.secondary_yaxis("right")
     right.spines["right"].set_visible(False)
     texts = [
-        f"{v:.2g} %: {layer['nonzeros']:,} of {layer['weights']:,}" for v, layer in zip(values, layers, strict=True)
+        f"{_share(v)} %: {layer['nonzeros']:,} of {layer['weights']:,}" for v, layer in zip(values, layers, strict=True)
     ]
     right.set_yticks(rows, texts, fontsize=8.5)
     right.tick_params(length=0)
@@ -189,6 +189,11 @@ def cost(summary: dict[str, Any]) -> "Figure":
         axes.set_xlabel(title)
         axes.grid(visible=False, axis="y")
     return figure
+
+
+def _share(value: float) -> str:
+    """Two digits, and 100 without an exponent."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _short(value: float) -> str:

@@ -42,22 +42,19 @@ def figures(record: Record) -> str:
 
 
 class Plain:
-    """One line for an epoch, at most one a second, and always at the end of a phase."""
+    """One line for every epoch."""
 
     def __init__(self) -> None:
-        self.title, self.epochs, self.last, self.last_download = "", 0, 0.0, 0.0
+        self.title, self.last_download = "", 0.0
 
     def stage(self, title: str, epochs: int, batches: int) -> None:
-        self.title, self.epochs = title, epochs
+        self.title = title
 
     def batch(self, done: int, images_per_second: float, loss: float) -> None:
         pass
 
     def epoch(self, record: Record) -> None:
-        now = time.monotonic()
-        if now - self.last >= 1 or record["phase_ends"] or record["finished"]:
-            self.last = now
-            self.say(f"{self.title:22} {record['phase']:10} epoch {record['epoch'] + 1:3d}  {figures(record)}")
+        self.say(f"{self.title:22} {record['phase']:10} epoch {record['epoch']:3d}  {figures(record)}")
 
     def bytes(self, name: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -102,10 +99,10 @@ class Bars:
         self.bars.update(self.batches_bar, completed=done, figures=text)
 
     def epoch(self, record: Record) -> None:
-        total = record["epoch"] + 1 if record["finished"] else None
+        total = record["epoch"] if record["finished"] else None
         self.bars.update(
             self.epochs_bar,
-            completed=record["epoch"] + 1,
+            completed=record["epoch"],
             total=total,
             description=f"{self.title} {record['phase']}",
             figures=figures(record),

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,12 +71,19 @@ class Recipe:
             ("data.batch_size", self.data.batch_size, 1),
             ("data.crop", self.data.crop, 0),
             ("network.width", self.network.width, 0),
+            ("optimizer.lr", self.optimizer.lr, 0),
+            ("optimizer.momentum", self.optimizer.momentum, 0),
+            ("optimizer.weight_decay", self.optimizer.weight_decay, 0),
             ("seed", self.seed, 0),
         ):
-            if value < least:
+            if not least <= value < math.inf:  # NaN is neither
                 raise ValueError(f"{key} is {value}, expected {least} or more")
+        if self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise ValueError("optimizer.nesterov is true, which needs optimizer.momentum above 0")
         if "name" not in self.method:
             raise ValueError('method.name is missing; for example method.name = "art"')
+        if not isinstance(self.method["name"], str):
+            raise TypeError(f"method.name is {self.method['name']!r}, expected str")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
@@ -113,7 +121,18 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     try:
         return parse(table)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        overridden = any(key in str(error) for key in overrides or {})
+        culprit = "--set" if overridden and str(error) != _complaint(tomllib.loads(text)) else path
+        raise type(error)(f"{culprit}: {error}") from None
+
+
+def _complaint(table: Mapping[str, Any]) -> str | None:
+    """What `parse` has against a table."""
+    try:
+        parse(table)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None
 
 
 def parse(table: Mapping[str, Any]) -> Recipe:

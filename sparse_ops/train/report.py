@@ -75,8 +75,8 @@ def _write(folder: RunFolder, plots: Any) -> Path:
         _section("Density per layer", "What is left in each layer.", plots.density(figures["density"], budget)),
         _section(
             "Cost",
-            f"{summary['timing']}; dense in the faster of NCHW and channels_last. "
-            f"{summary['sparse_layers']} layers run sparse, the others were faster dense.",
+            f"{summary['timing']}, on {summary['machine']}; both networks in the faster of NCHW and channels_last. "
+            f"{layers(summary)} Outputs and accuracy are those of all {summary['test_images']:,} test images.",
             plots.cost(summary),
         ),
     ]
@@ -107,6 +107,13 @@ def _oneshot(summary: dict[str, Any]) -> str:
 def _folds(summary: dict[str, Any]) -> str:
     n = len(summary["sparse_accuracy_per_fold"])
     return f"The curves are those of the first of {n} splits." if n > 1 else ""
+
+
+def layers(summary: dict[str, Any]) -> str:
+    """How many layers run sparse, and why each of the others does not."""
+    run_sparse = [layer for layer in summary["layers"] if layer["sparse"]]
+    why = "; ".join(f"{layer['name']}, {layer['reason']}" for layer in summary["layers"] if not layer["sparse"])
+    return f"{len(run_sparse)} of {len(summary['layers'])} layers run sparse" + (f"; dense: {why}." if why else ".")
 
 
 def percent(share: float | None) -> str:
@@ -146,7 +153,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     sparse = percent(summary["sparse_accuracy"])
     table.append((NAMES.get(name, name), sparse, live, epochs, f"{summary['sparse_ms']:.3f}", kilo[1]))
     if summary["oneshot_accuracy"] is not None:
-        table.append(("one-shot magnitude", percent(summary["oneshot_accuracy"]), live, epochs, "", ""))
+        table.append(("one-shot magnitude", percent(summary["oneshot_accuracy"]), live, epochs, *["not converted"] * 2))
     return table
 
 

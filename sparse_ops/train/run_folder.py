@@ -18,6 +18,7 @@ SUMMARY, FIGURES, REPORT, MODEL, DENSE = (
     "dense.safetensors",
 )
 PREVIOUS = "previous"
+_FILES = (RECIPE, METRICS, CHECKPOINT, SUMMARY, FIGURES, REPORT, MODEL, DENSE, "stages")
 
 
 class RunFolder:
@@ -29,29 +30,40 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def begin(self, recipe_toml: str, *, resume: bool) -> None:
-        """Make the folder ready: an old run is moved to previous/, or (resume) must be of the same recipe."""
+    def begin(self, recipe_toml: str, *, resume: bool) -> str | None:
+        """Make the folder ready: an old run is moved aside, or (resume) must be of the same recipe.
+
+        Returns a sentence that says where the old run went, None where there was none.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--run {self.path} is a file, expected a folder")
         recipe = self / RECIPE
         if resume:
             if not recipe.is_file():
                 raise ValueError(f"{self.path} holds no run to resume")
             if (difference := _first_difference(recipe.read_text(), recipe_toml)) is not None:
                 raise ValueError(f"{self.path} was begun with {difference[0]}, the recipe now says {difference[1]}")
-            return
-        if recipe.is_file():
-            self._move_aside()
+            return None
+        moved = self._move_aside() if any((self / name).exists() for name in _FILES) else None
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(recipe, recipe_toml)
+        return moved
 
-    def _move_aside(self) -> None:
-        old = self.path / PREVIOUS
+    def _move_aside(self) -> str:
+        """Into the first of previous/, previous-2/, ... that holds no finished run: those are never replaced."""
+        old, number = self / PREVIOUS, 1
+        while (old / SUMMARY).exists():
+            number += 1
+            old = self / f"{PREVIOUS}-{number}"
+        finished = "finished" if (self / SUMMARY).exists() else "unfinished"
         if old.exists():
             for file in sorted(old.rglob("*"), reverse=True):
                 file.rmdir() if file.is_dir() else file.unlink()
         old.mkdir(exist_ok=True)
-        for name in (RECIPE, METRICS, CHECKPOINT, SUMMARY, FIGURES, REPORT, MODEL, DENSE, "stages"):
+        for name in _FILES:
             if (self / name).exists():
                 os.replace(self / name, old / name)
+        return f"the {finished} run that was in {self.path} is now in {old}"
 
     def stage(self, name: str) -> Path:
         """Where the outcome of a finished stage lies."""

@@ -68,14 +68,15 @@ def test_summary(finished):
     assert summary["sparsity"] == summary["zeros"] / prunable
     assert 0 < summary["seconds_train"] < summary["seconds_total"]
     assert summary["dense_accuracy"] > 0.8 and summary["sparse_accuracy"] > 0.5
-    assert summary["epochs"] <= 6
+    assert summary["epochs"] <= 6 and summary["test_images"] == 360 and "cores" in summary["machine"]
+    assert [layer["name"] for layer in summary["layers"]] == ["1", "4", "7"]
 
 
 def test_the_rivals_train_for_as_many_epochs(finished):
     folder, summary = finished
     for stage in ("art", "oneshot", "dense"):
         records = [r for r in folder.metrics() if r["stage"] == f"fold0-{stage}"]
-        assert [r["epoch"] for r in records] == list(range(summary["epochs"])) and records[-1]["finished"]
+        assert [r["epoch"] for r in records] == list(range(1, summary["epochs"] + 1)) and records[-1]["finished"]
     first = [next(r for r in folder.metrics() if r["stage"] == f"fold0-{s}") for s in ("art", "oneshot", "dense")]
     assert len({r["loss"] for r in first}) == 1  # the same start and the same batches
 

@@ -51,6 +51,16 @@ def test_overrides_win():
         ({"method": {"sparsity": 0.9}}, ValueError, "method.name is missing"),
         ({"training": {"precision": "float16"}}, ValueError, "is 'float16'; did you mean 'bfloat16'?"),
         ({"optimizer": {"lr": "fast"}}, TypeError, "optimizer.lr is 'fast', expected float"),
+        (
+            {"optimizer": {"weight_decay": float("inf")}},
+            ValueError,
+            "optimizer.weight_decay is inf, expected 0 or more",
+        ),
+        (
+            {"optimizer": {"momentum": 0, "nesterov": True}},
+            ValueError,
+            "nesterov is true, which needs optimizer.momentum",
+        ),
         ({"seed": -1}, ValueError, "seed is -1, expected 0 or more"),
     ],
 )
@@ -67,6 +77,13 @@ def test_errors_of_files_name_the_file(tmp_path):
         read(tmp_path / "none.toml")
     with pytest.raises(ValueError, match=r"own.toml: data is missing"):
         read(write(tmp_path, "seed = 1"))
+    wrong = write(tmp_path, '[data]\nname = "digit"\n[network]\nname = "mlp"\n[method]\nname = "art"\n')
+    with pytest.raises(ValueError, match=r"own.toml: data.name is 'digit'"):
+        read(wrong, {"network.name": "resnet8"})
+    with pytest.raises(ValueError, match=r"own.toml: method is missing"):
+        read(write(tmp_path, '[data]\nname = "digits"\n'), {"network.name": "mlp"})
+    with pytest.raises(ValueError, match=r"^--set: network.name is 'resnet9'; did you mean 'resnet8'"):
+        read(RECIPES[0], {"network.name": "resnet9"})
     with pytest.raises(ValueError, match="expected KEY=VALUE"):
         parse_override("seed")
     with pytest.raises(ValueError, match="seed is a value, not a table"):

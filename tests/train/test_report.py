@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sparse_ops.train import report, run_folder
+from sparse_ops.train import plots, report, run_folder
 from sparse_ops.train.run_folder import RunFolder
 
 pytest.importorskip("matplotlib")
@@ -18,14 +18,14 @@ def histogram(center, threshold):
 
 
 def records(stage, phases):
-    epoch = 0
+    epoch = 1
     for phase, n in phases:
         for i in range(n):
             record = {
                 "stage": f"fold0-{stage}",
                 "epoch": epoch,
                 "phase": phase,
-                "test_accuracy": 1 - 0.4 / (1 + epoch),
+                "test_accuracy": 1 - 0.4 / epoch,
                 "pruned_accuracy": i / n if phase == "regularize" else None,
             }
             yield record | ({"lambda": 5e-5 * 1.2**i} if phase == "regularize" else {})
@@ -58,7 +58,13 @@ def run(tmp_path):
         "sparsity": 0.98,
         "zeros": 300586,
         "prunable": 306720,
-        "sparse_layers": 8,
+        "layers": [
+            {"name": "stem", "sparse": False, "reason": "no zeros"},
+            {"name": "conv1", "sparse": True, "reason": "2.10 times as fast"},
+            {"name": "conv2", "sparse": False, "reason": "sparse is 0.80 times as fast"},
+        ],
+        "test_images": 360,
+        "machine": "A Processor, 2 logical cores",
         "max_abs_difference_sparse_vs_masked": 2.9e-6,
         "dense_ms": 3.21,
         "sparse_ms": 1.07,
@@ -80,6 +86,24 @@ def test_the_page_stands_alone(run):
     assert "6,134 of 306,720 weights" in page and "99.17 %" in page and "98.61 %" in page
     assert "3.0 times faster than dense" in page and "22.1 times" in page
     assert page == report.write(run.path).read_text()  # from the same files the same page
+
+
+def test_the_page_says_what_ran_where_and_why(run):
+    page = report.write(run.path).read_text()
+    assert "1 of 3 layers run sparse; dense: stem, no zeros; conv2, sparse is 0.80 times as fast." in page
+    assert "A Processor, 2 logical cores" in page and "all 360 test images" in page
+    assert page.count("not converted") == 2  # one-shot has neither time nor file
+
+
+def test_the_legend_of_the_densities_is_over_no_bar(run):
+    layers = run.read_json(run_folder.FIGURES)["density"]
+    layers[0]["nonzeros"] = layers[-1]["nonzeros"] = 18432
+    figure = plots.density(layers, 0.02)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    legend = axes.get_legend().get_window_extent()
+    assert not any(legend.overlaps(bar.get_window_extent()) for bar in axes.patches)
+    assert "100 %: 18,432 of 18,432" in [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
 
 
 def test_a_slower_network_is_called_slower(run):

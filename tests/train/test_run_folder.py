@@ -9,16 +9,49 @@ from sparse_ops.train.run_folder import RunFolder, load_state, save_state
 
 def test_a_new_run_moves_the_old_one_aside(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.begin("seed = 0\n", resume=False)
+    assert folder.begin("seed = 0\n", resume=False) is None
     folder.append_metrics({"epoch": 0})
     save_state(folder.stage("fold0-art"), {"epochs": 3})
-    folder.begin("seed = 1\n", resume=False)
+    moved = folder.begin("seed = 1\n", resume=False)
+    assert moved == f"the unfinished run that was in {folder.path} is now in {folder / run_folder.PREVIOUS}"
     assert not (folder / run_folder.METRICS).exists() and not folder.stage("fold0-art").exists()
     old = RunFolder(folder / run_folder.PREVIOUS)
     assert list(old.metrics()) == [{"epoch": 0}] and load_state(old.stage("fold0-art")) == {"epochs": 3}
     folder.begin("seed = 2\n", resume=False)
     assert (old / run_folder.RECIPE).read_text() == "seed = 1\n"
     assert not (old / run_folder.METRICS).exists()
+
+
+def test_finished_runs_are_never_replaced(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for seed in range(7):
+        moved = folder.begin(f"seed = {seed}\n", resume=False)
+        if seed in (1, 5):
+            folder.write_json(run_folder.SUMMARY, {"seed": seed})
+        if seed in (2, 6):
+            assert moved is not None and moved.startswith("the finished run")
+    kept = {p.name: (p / run_folder.RECIPE).read_text()[7] for p in folder.path.glob("previous*")}
+    assert kept == {"previous": "1", "previous-2": "5"}  # 0 gave way to 1; 2, 3 and 4 to 5
+    assert [RunFolder(folder / n).read_json(run_folder.SUMMARY)["seed"] for n in sorted(kept)] == [1, 5]
+    assert not (folder / run_folder.SUMMARY).exists()
+
+
+def test_a_run_that_was_moved_in_part_is_not_mixed_with_the_next(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin("seed = 0\n", resume=False)
+    folder.write_json(run_folder.SUMMARY, {"seed": 0})
+    (folder / run_folder.RECIPE).unlink()
+    folder.begin("seed = 1\n", resume=False)
+    assert RunFolder(folder / run_folder.PREVIOUS).read_json(run_folder.SUMMARY) == {"seed": 0}
+    assert not (folder / run_folder.SUMMARY).exists()
+
+
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "README.md").write_text("text")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"--run .*README.md is a file, expected a folder"):
+            RunFolder(tmp_path / "README.md").begin("seed = 0\n", resume=resume)
+    assert (tmp_path / "README.md").read_text() == "text"
 
 
 def test_resume_needs_the_same_recipe(tmp_path):
