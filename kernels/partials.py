@@ -62,7 +62,7 @@ def _add_partials_kernel(
     LANES: tl.constexpr,
 ):
     if found_inf_ptr is not None:
-        if tl.load(found_inf_ptr) == 1:
+        if tl.load(found_inf_ptr) != 0:
             return
     scope = tl.program_id(0)
     n, t0, t1, t2, above, swept = scope_sums(partials_ptr, chunk_scopes_ptr, P, scope, LANES)
@@ -76,7 +76,7 @@ def _add_partials_kernel(
 
 
 def add_partials(partials, chunk_scopes, statistics, found_inf) -> None:
-    """Add the sums of every scope to its statistics (the candidates are counted already), unless found_inf is 1."""
+    """Add the sums of every scope to its statistics (the candidates are counted already), unless found_inf is set."""
     R, P = statistics.shape[0], chunk_scopes.numel()
     if R and P:
         _add_partials_kernel[(R,)](partials, chunk_scopes, statistics, found_inf, P, LANES=1024, num_warps=4)

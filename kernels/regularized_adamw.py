@@ -36,7 +36,7 @@ def _regularized_adamw_kernel(
     STATISTICS: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
     if found_inf_ptr is not None:
-        if tl.load(found_inf_ptr) == 1:
+        if tl.load(found_inf_ptr) != 0:
             return
     p = tl.program_id(0)
     row, scope, start, size = chunk_of(rows_ptr, chunks_ptr, p, ALIGNED, CHUNK)

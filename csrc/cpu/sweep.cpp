@@ -168,7 +168,7 @@ void regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors m
                       Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                       bool first_step, OptionalTensor grad_scale, OptionalTensor found_inf) {
-  if (number(found_inf, 0) == 1) return;
+  if (number(found_inf, 0) != 0) return;
   SweepRule rule{};
   rule.kind = momenta.empty() ? RuleKind::sgd : RuleKind::momentum;
   rule.penalty = parse_penalty(penalty);
@@ -192,7 +192,7 @@ void regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensor
                         Tensor statistics, Tensor candidates, std::string penalty, double lr, double beta1,
                         double beta2, double eps, double weight_decay, bool maximize, OptionalTensor grad_scale,
                         OptionalTensor found_inf) {
-  if (number(found_inf, 0) == 1) return;
+  if (number(found_inf, 0) != 0) return;
   SweepRule rule{};
   rule.kind = max_exp_avg_sqs.empty() ? RuleKind::adamw : RuleKind::amsgrad;
   rule.penalty = parse_penalty(penalty);

@@ -29,7 +29,7 @@ def regularized_sgd_(
     found_inf: Tensor | None,
 ) -> None:
     """All tensors of weights are 1-D, in storage order."""
-    if found_inf is not None and found_inf.item() == 1:
+    if found_inf is not None and found_inf.item() != 0:
         return
     for i, (weight, scope) in enumerate(zip(weights, scopes, strict=True)):
         dtype = sweep.compute_dtype(weight)
