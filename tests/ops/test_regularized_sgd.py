@@ -233,7 +233,7 @@ def test_found_inf_changes_nothing(backend):
     p = problem(torch.float32)
     before = copies(p)
     p["grads"][3].fill_(float("inf"))
-    regularized_sgd_(**p, penalty="l2", lr=0.1, momentum=0.9, found_inf=torch.ones(1))
+    regularized_sgd_(**p, penalty="l2", lr=0.1, momentum=0.9, found_inf=torch.full((1,), 2.0))
     for name in ("weights", "momenta"):
         assert all(torch.equal(a, b) for a, b in zip(p[name], before[name], strict=True))
     assert not p["statistics"].any()
