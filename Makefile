@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
-# Threads that spin while they wait make a small network 20 times slower where other programs use the same cores, hence
+# Threads that spin while they wait make a small network many times slower where other programs use the same cores, hence
 # OMP_WAIT_POLICY for the demo and one thread per test worker.
 # Another torch: make demo TORCH='torch==2.12.0' TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH ?= torch==2.13.0
