@@ -27,13 +27,23 @@ struct F32 {
   static R fnma(R a, R b, R c) { return _mm256_fnmadd_ps(a, b, c); }
   static R sqrt(R a) { return _mm256_sqrt_ps(a); }
   static R max(R a, R b) { return select(_mm256_cmp_ps(a, a, _CMP_UNORD_Q), a, _mm256_max_ps(a, b)); }
+  static R larger(R a, R b) { return _mm256_max_ps(a, b); }  // b where it is a NaN
+  static R smaller(R a, R b) { return _mm256_min_ps(a, b); }
   static R abs(R a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static R select(M m, R a, R b) { return _mm256_blendv_ps(b, a, m); }
   static M nonzero(R a) { return _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ); }
   static M at_least(R a, R b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
-  static M below(R a, R b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   static M both(M a, M b) { return _mm256_and_ps(a, b); }
+  static M without(M a, M b) { return _mm256_andnot_ps(b, a); }
   static R with_sign_of(R a, R b) { return _mm256_xor_ps(a, _mm256_and_ps(b, _mm256_set1_ps(-0.0f))); }
+  static R round(R a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static R power(R n) {  // 2^n of integers n >= -126
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+  }
+  static R times_power(R a, R n) {
+    const R normal = _mm256_max_ps(n, _mm256_set1_ps(-126.0f));
+    return _mm256_mul_ps(_mm256_mul_ps(a, power(normal)), power(_mm256_sub_ps(n, normal)));
+  }
   static int count(M m) { return __builtin_popcount(_mm256_movemask_ps(m)); }
   static int compress(T* out, M m, R x) {
     unsigned bits = _mm256_movemask_ps(m);
@@ -83,12 +93,14 @@ struct F64 {
   static R fnma(R a, R b, R c) { return _mm256_fnmadd_pd(a, b, c); }
   static R sqrt(R a) { return _mm256_sqrt_pd(a); }
   static R max(R a, R b) { return select(_mm256_cmp_pd(a, a, _CMP_UNORD_Q), a, _mm256_max_pd(a, b)); }
+  static R larger(R a, R b) { return _mm256_max_pd(a, b); }  // b where it is a NaN
+  static R smaller(R a, R b) { return _mm256_min_pd(a, b); }
   static R abs(R a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
   static R select(M m, R a, R b) { return _mm256_blendv_pd(b, a, m); }
   static M nonzero(R a) { return _mm256_cmp_pd(a, _mm256_setzero_pd(), _CMP_NEQ_UQ); }
   static M at_least(R a, R b) { return _mm256_cmp_pd(a, b, _CMP_GE_OQ); }
-  static M below(R a, R b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
   static M both(M a, M b) { return _mm256_and_pd(a, b); }
+  static M without(M a, M b) { return _mm256_andnot_pd(b, a); }
   static R with_sign_of(R a, R b) { return _mm256_xor_pd(a, _mm256_and_pd(b, _mm256_set1_pd(-0.0))); }
   static int count(M m) { return __builtin_popcount(_mm256_movemask_pd(m)); }
   static int compress(T* out, M m, R x) {

@@ -25,13 +25,17 @@ struct F32 {
   static R fnma(R a, R b, R c) { return _mm512_fnmadd_ps(a, b, c); }
   static R sqrt(R a) { return _mm512_sqrt_ps(a); }
   static R max(R a, R b) { return select(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a, _mm512_max_ps(a, b)); }
+  static R larger(R a, R b) { return _mm512_max_ps(a, b); }  // b where it is a NaN
+  static R smaller(R a, R b) { return _mm512_min_ps(a, b); }
   static R abs(R a) { return _mm512_abs_ps(a); }
   static R select(M m, R a, R b) { return _mm512_mask_blend_ps(m, b, a); }
   static M nonzero(R a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
   static M at_least(R a, R b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-  static M below(R a, R b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   static M both(M a, M b) { return a & b; }
+  static M without(M a, M b) { return static_cast<M>(a & ~b); }
   static R with_sign_of(R a, R b) { return _mm512_xor_ps(a, _mm512_and_ps(b, _mm512_set1_ps(-0.0f))); }
+  static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static R times_power(R a, R n) { return _mm512_scalef_ps(a, n); }
   static int count(M m) { return __builtin_popcount(m); }
   static int compress(T* out, M m, R x) {  // in a register: compressing into memory is microcoded on some processors
     _mm512_storeu_ps(out, _mm512_maskz_compress_ps(m, x));
@@ -67,12 +71,14 @@ struct F64 {
   static R fnma(R a, R b, R c) { return _mm512_fnmadd_pd(a, b, c); }
   static R sqrt(R a) { return _mm512_sqrt_pd(a); }
   static R max(R a, R b) { return select(_mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q), a, _mm512_max_pd(a, b)); }
+  static R larger(R a, R b) { return _mm512_max_pd(a, b); }  // b where it is a NaN
+  static R smaller(R a, R b) { return _mm512_min_pd(a, b); }
   static R abs(R a) { return _mm512_abs_pd(a); }
   static R select(M m, R a, R b) { return _mm512_mask_blend_pd(m, b, a); }
   static M nonzero(R a) { return _mm512_cmp_pd_mask(a, _mm512_setzero_pd(), _CMP_NEQ_UQ); }
   static M at_least(R a, R b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
-  static M below(R a, R b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
   static M both(M a, M b) { return a & b; }
+  static M without(M a, M b) { return static_cast<M>(a & ~b); }
   static R with_sign_of(R a, R b) { return _mm512_xor_pd(a, _mm512_and_pd(b, _mm512_set1_pd(-0.0))); }
   static int count(M m) { return __builtin_popcount(m); }
   static int compress(T* out, M m, R x) {

@@ -11,24 +11,73 @@ struct Sums {  // without initialisers: an implicit constructor is compiled for 
   int64_t above, count;
 };
 
-// Adds the new weights in the lanes `valid`; the other lanes of w are 0.
+// A sum of terms in [0, 1] of one block, in the registers' own precision and exact to twice that: adding in float64 takes
+// two conversions a register and was a quarter of the whole sweep. `whole` starts so high that what it loses of each
+// term is exactly (before - after) + term.
 template <class V>
-static inline void observe(Sums<V>& sums, typename V::R w, typename V::M valid, bool curved, typename V::R s,
-                           typename V::R low, typename V::R high, typename V::T* candidates) {
-  using R = typename V::R;
-  const R u = V::abs(w);
-  V::accumulate(sums.n, u);
-  if (curved) {
-    R t, c;
-    tanh_of(V::mul(s, u), t, c);
-    const R uc = V::mul(u, c);
-    V::accumulate(sums.t0, t);
-    V::accumulate(sums.t1, uc);
-    V::accumulate(sums.t2, V::mul(uc, V::mul(u, t)));
+struct Compensated {
+  typename V::R whole, lost;
+  void clear() {
+    whole = V::set(kStart);
+    lost = V::set(0);
   }
-  sums.above += V::count(V::both(valid, V::at_least(u, high)));
-  const auto inside = V::both(valid, V::both(V::at_least(u, low), V::below(u, high)));
-  sums.count += V::compress(candidates + sums.count, inside, u);
+  void add(typename V::R term) {
+    const auto sum = V::add(whole, term);
+    lost = V::add(lost, V::add(V::sub(whole, sum), term));
+    whole = sum;
+  }
+  void join(typename V::D& total) const {
+    V::accumulate(total, V::sub(whole, V::set(kStart)));
+    V::accumulate(total, lost);
+  }
+  static constexpr double kStart = 32;
+};
+
+// Adds the new weights of a block to the sums. With x = s|w| these are, of tanh x, of x sech^2 x, and of
+// x^2 tanh x sech^2 x. Meanwhile `ahead`, what the next block updates, is fetched into the first cache. Not inlined: its
+// constants fill half of the registers.
+template <class V, bool kCurved, int kAhead>
+__attribute__((noinline)) static void observe_block(const typename V::T* w, int64_t n, const SweepScope& scope,
+                                                    Sums<V>& sums, typename V::T* candidates,
+                                                    typename V::T* const* ahead) {
+  using R = typename V::R;
+  const R s = V::set(scope.s), low = V::set(scope.low), high = V::set(scope.high);
+  Compensated<V> t0, t1, t2;
+  t0.clear();
+  t1.clear();
+  t2.clear();
+  auto magnitudes = sums.n;
+  int64_t count = sums.count, above_count = sums.above;
+  const auto add = [&](R u, auto keep) {  // keep: the lanes that hold weights, the others are 0
+    V::accumulate(magnitudes, u);
+    if (kCurved) {
+      const R x = short_of_end(V::mul(s, u)), t = tanh_of(x), xc = V::mul(x, V::fnma(t, t, V::set(1)));
+      t0.add(t);
+      t1.add(xc);
+      t2.add(V::mul(V::mul(x, t), xc));
+    }
+    const auto above = keep(V::at_least(u, high));
+    above_count += V::count(above);
+    count += V::compress(candidates + count, V::without(keep(V::at_least(u, low)), above), u);
+  };
+  int64_t i = 0;
+#pragma GCC unroll 2
+  for (; i + V::W <= n; i += V::W) {
+    for (int k = 0; k < kAhead; ++k) __builtin_prefetch(ahead[k] + i);
+    add(V::abs(V::load(w + i)), [](auto lanes) { return lanes; });
+  }
+  if (i < n) {
+    const auto valid = V::first(static_cast<int>(n - i));
+    add(V::abs(V::load(w + i, static_cast<int>(n - i))), [&](auto lanes) { return V::both(valid, lanes); });
+  }
+  sums.n = magnitudes;
+  sums.count = count;
+  sums.above = above_count;
+  if (kCurved) {
+    t0.join(sums.t0);
+    t1.join(sums.t1);
+    t2.join(sums.t2);
+  }
 }
 
 // The rules: S states, and the new weight from the weight, the gradient and the states, which are updated.
@@ -56,6 +105,20 @@ struct Sgd {
       g = nesterov ? V::fma(momentum, states[0], g) : states[0];
     }
     return V::fnma(lr, g, w);
+  }
+};
+
+// The usual case: nothing but momentum.
+template <class V>
+struct Momentum {
+  using R = typename V::R;
+  static constexpr int S = 1;
+  static constexpr bool kUpdates = true, kDecoupled = false;
+  R lr, momentum;
+  explicit Momentum(const SweepRule& rule) : lr(V::set(rule.lr)), momentum(V::set(rule.momentum)) {}
+  R operator()(R w, R g, R* states) const {
+    states[0] = V::fma(momentum, states[0], g);
+    return V::fnma(lr, states[0], w);
   }
 };
 
@@ -93,14 +156,15 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
   constexpr int S = Rule::S, kStates = S > 0 ? S : 1;
   const Rule rule(settings);
   const SweepScope line = scope == nullptr ? SweepScope{} : *scope;
-  const bool curved = line.s != 0, scaled = settings.scaled, maximize = settings.maximize;
+  const bool curved = line.s != 0, scaled = settings.scaled, maximize = settings.maximize, unusual = scaled || maximize;
   const bool decay = settings.weight_decay != 0 && !Rule::kDecoupled, writes = Rule::kUpdates || chunk.mask != nullptr;
-  const R s = V::set(line.s), low = V::set(line.low), high = V::set(line.high), zero = V::set(0);
+  const R s = V::set(line.s), zero = V::set(0);
   const R on = V::set(line.on), off = V::set(line.off);
   const R grad_scale = V::set(settings.grad_scale), weight_decay = V::set(settings.weight_decay);
   Sums<V> sums;
   sums.n = sums.t0 = sums.t1 = sums.t2 = V::zero();
   sums.above = sums.count = 0;
+  const bool halves = chunk.w.kind == Kind::f16 || chunk.w.kind == Kind::bf16;
   T w_buffer[kBlock], g_buffer[kBlock], state_buffers[kStates][kBlock];
 
   for (int64_t start = 0; start < chunk.n; start += kBlock) {
@@ -118,12 +182,14 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
       if (Rule::kUpdates) {
         R g = read(g_ptr);
         for (int k = 0; k < S; ++k) states[k] = read(state_ptrs[k]);
-        if (scaled) g = V::div(g, grad_scale);
-        if (maximize) g = V::sub(zero, g);
+        if (__builtin_expect(unusual, 0)) {
+          if (scaled) g = V::div(g, grad_scale);
+          if (maximize) g = V::sub(zero, g);
+        }
         if (decay) g = V::fma(weight_decay, w, g);
         const auto group = P != Penalty::linear || chunk.group == nullptr ? V::nonzero(zero)
                                                                           : V::bits(chunk.group, start + i, lanes);
-        w = rounded(rule(w, penalised<V, P>(g, w, on, off, s, group), states), chunk.w.kind);
+        w = rule(w, penalised<V, P>(g, w, on, off, s, group), states);
       }
       if (chunk.mask != nullptr) {
         const auto keep = V::bits(chunk.mask, start + i, lanes);
@@ -134,22 +200,26 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
       for (int k = 0; k < S; ++k) write(state_ptrs[k], states[k]);
     };
     int64_t i = 0;
+#pragma GCC unroll 2
     for (; i + V::W <= n; i += V::W) step(i, V::W, Whole{});
     if (i < n) step(i, static_cast<int>(n - i), Part{});
+    if (Rule::kUpdates && halves)
+      for (i = 0; i < n; i += V::W) V::store(w_ptr + i, rounded(V::load(w_ptr + i), chunk.w.kind));
     // A loop of its own: update and sums in one are a chain too long for the processor to overlap two registers.
     if (scope != nullptr) {
-      for (i = 0; i + V::W <= n; i += V::W)
-        observe<V>(sums, V::load(w_ptr + i), V::first(V::W), curved, s, low, high, candidates);
-      if (i < n) {
-        const int lanes = static_cast<int>(n - i);
-        observe<V>(sums, V::load(w_ptr + i, lanes), V::first(lanes), curved, s, low, high, candidates);
-      }
+      T* ahead[S + 2] = {w_ptr + kBlock, const_cast<T*>(g_ptr) + kBlock};
+      for (int k = 0; k < S; ++k) ahead[2 + k] = state_ptrs[k] + kBlock;
+      constexpr int kAhead = Rule::kUpdates ? S + 2 : 0;
+      curved ? observe_block<V, true, kAhead>(w_ptr, n, line, sums, candidates, ahead)
+             : observe_block<V, false, kAhead>(w_ptr, n, line, sums, candidates, ahead);
     }
 
     if (writes) closed<T>(chunk.w, start, n, w_ptr);
     for (int k = 0; k < S; ++k) closed<T>(chunk.states[k], start, n, state_ptrs[k]);
   }
-  out = {V::total(sums.n), V::total(sums.t0), V::total(sums.t1), V::total(sums.t2), sums.above, sums.count};
+  const double per_s = curved ? 1 / line.s : 0;
+  out = {V::total(sums.n), V::total(sums.t0), V::total(sums.t1) * per_s, V::total(sums.t2) * per_s * per_s, sums.above,
+         sums.count};
 }
 
 template <class V, class Rule>
@@ -172,7 +242,10 @@ static void sweep_in(const SweepChunk& chunk, const SweepRule& rule, const Sweep
     case RuleKind::observe:
       return sweep_as<V, Observe<V>, Penalty::none>(chunk, rule, scope, out, static_cast<typename V::T*>(candidates));
     case RuleKind::sgd: return sweep_with<V, Sgd<V, 0>>(chunk, rule, scope, out, candidates);
-    case RuleKind::momentum: return sweep_with<V, Sgd<V, 1>>(chunk, rule, scope, out, candidates);
+    case RuleKind::momentum:
+      if (rule.dampening == 0 && !rule.nesterov && !rule.first_step)
+        return sweep_with<V, Momentum<V>>(chunk, rule, scope, out, candidates);
+      return sweep_with<V, Sgd<V, 1>>(chunk, rule, scope, out, candidates);
     case RuleKind::adamw: return sweep_with<V, AdamW<V, 2>>(chunk, rule, scope, out, candidates);
     case RuleKind::amsgrad: return sweep_with<V, AdamW<V, 3>>(chunk, rule, scope, out, candidates);
   }

@@ -76,12 +76,25 @@ struct Vec {
   static R fnma(R a, R b, R c) { return c - a * b; }
   static R sqrt(R a) { return std::sqrt(a); }
   static R max(R a, R b) { return a != a || a > b ? a : b; }  // a NaN on either side stays
+  static R larger(R a, R b) { return a > b ? a : b; }  // b where it is a NaN
+  static R smaller(R a, R b) { return a < b ? a : b; }
   static R abs(R a) { return std::fabs(a); }
   static R select(M m, R a, R b) { return m ? a : b; }
   static M nonzero(R a) { return a != 0; }
   static M at_least(R a, R b) { return a >= b; }
-  static M below(R a, R b) { return a < b; }
   static M both(M a, M b) { return a && b; }
+  static M without(M a, M b) { return a && !b; }
+  static R round(R a) { return (a + T(12582912)) - T(12582912); }  // 1.5 * 2^23, for float32 below 2^22
+  static R power(R n) {  // 2^n of integers n >= -126
+    const int32_t bits = (n == n ? static_cast<int32_t>(n) + 127 : 0) << 23;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  }
+  static R times_power(R a, R n) {
+    const R normal = n < -126 ? -126 : n;
+    return a * power(normal) * power(n - normal);
+  }
   static R with_sign_of(R a, R b) { return std::signbit(b) ? -a : a; }
   static int count(M m) { return m; }
   static int compress(T* out, M m, R x) {
