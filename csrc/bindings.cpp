@@ -26,20 +26,20 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
       "regularized_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, Tensor[] masks, Tensor[] groups, "
       "int[] scopes, Tensor coefficients, Tensor brackets, Tensor(y!) statistics, Tensor(z!) candidates, str penalty, "
       "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, "
-      "Tensor? grad_scale, Tensor? found_inf) -> ()");
+      "Tensor? grad_scale, Tensor? found_inf) -> bool");
   m.def(
       "regularized_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] max_exp_avg_sqs, Tensor[] steps, Tensor[] masks, Tensor[] groups, int[] scopes, "
       "Tensor coefficients, Tensor brackets, Tensor(y!) statistics, Tensor(z!) candidates, str penalty, float lr, "
       "float beta1, float beta2, float eps, float weight_decay, bool maximize, Tensor? grad_scale, "
-      "Tensor? found_inf) -> ()");
+      "Tensor? found_inf) -> bool");
   m.def(
       "sweep_observe_(Tensor(a!)[] weights, Tensor[] masks, int[] scopes, Tensor coefficients, Tensor brackets, "
-      "Tensor(y!) statistics, Tensor(z!) candidates) -> ()");
+      "Tensor(y!) statistics, Tensor(z!) candidates) -> bool");
   m.def(
       "sweep_finish_(Tensor[] weights, int[] scopes, int[] ranks, float tolerance, bool exact, "
       "Tensor(a!) coefficients, Tensor(b!) brackets, Tensor(c!) statistics, Tensor candidates, Tensor(d!) report) "
-      "-> ()");
+      "-> bool");
   m.def(
       "add_penalty_grad_(Tensor(a!)[] grads, Tensor[] weights, Tensor[] groups, int[] scopes, Tensor coefficients, "
       "str penalty, Tensor? grad_scale) -> ()");

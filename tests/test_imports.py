@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "tables", "extension", "_version"}
 FLOOR_3 = {"optim", "nn", "masks", "prunable", "planning", "files", "encodings"}
 FLOOR_4 = {"methods"}
-FLOOR_5 = {"train", "cli", "integrations"}
+FLOOR_5 = {"train", "cli", "__main__", "integrations"}
 
 # room: the rooms of sparse_ops that it may import
 LAW = {

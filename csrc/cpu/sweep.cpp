@@ -6,6 +6,8 @@
 #include <limits>
 #include <memory>
 
+#include "plain_operands.h"
+
 #define SPARSE_OPS_BODY "cpu/sweep_body.h"
 #include "../foreach_isa.h"
 
@@ -164,11 +166,13 @@ std::vector<SweepPiece> sweep_pieces(const Tensors& weights) {
   return pieces;
 }
 
-void regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
+bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
                       Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                       bool first_step, OptionalTensor grad_scale, OptionalTensor found_inf) {
-  if (number(found_inf, 0) != 0) return;
+  if (!plain_operands(weights, {&grads, momenta.empty() ? &grads : &momenta}, {&masks, &groups}) || !apart(weights))
+    return false;
+  if (number(found_inf, 0) != 0) return true;
   SweepRule rule{};
   rule.kind = momenta.empty() ? RuleKind::sgd : RuleKind::momentum;
   rule.penalty = parse_penalty(penalty);
@@ -185,14 +189,18 @@ void regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors m
   if (!momenta.empty()) states.push_back(&momenta);
   Sweep{weights, grads, states, masks, groups, scopes, coefficients, brackets, statistics, candidates}.run(penalty,
                                                                                                            {rule});
+  return true;
 }
 
-void regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
+bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
                         Tensors steps, Tensors masks, Tensors groups, Ints scopes, Tensor coefficients, Tensor brackets,
                         Tensor statistics, Tensor candidates, std::string penalty, double lr, double beta1,
                         double beta2, double eps, double weight_decay, bool maximize, OptionalTensor grad_scale,
                         OptionalTensor found_inf) {
-  if (number(found_inf, 0) != 0) return;
+  const Tensors& last = max_exp_avg_sqs.empty() ? exp_avg_sqs : max_exp_avg_sqs;
+  if (!plain_operands(weights, {&grads, &exp_avgs, &exp_avg_sqs, &last}, {&masks, &groups}) || !apart(weights))
+    return false;
+  if (number(found_inf, 0) != 0) return true;
   SweepRule rule{};
   rule.kind = max_exp_avg_sqs.empty() ? RuleKind::adamw : RuleKind::amsgrad;
   rule.penalty = parse_penalty(penalty);
@@ -214,13 +222,16 @@ void regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensor
   if (!max_exp_avg_sqs.empty()) states.push_back(&max_exp_avg_sqs);
   Sweep{weights, grads, states, masks, groups, scopes, coefficients, brackets, statistics, candidates}.run(penalty,
                                                                                                            rules);
+  return true;
 }
 
-void sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
+bool sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
                     Tensor statistics, Tensor candidates) {
+  if (!plain_operands(weights, {}, {&masks}) || !apart(weights)) return false;
   SweepRule rule{};
   rule.kind = RuleKind::observe;
   Sweep{weights, {}, {}, masks, {}, scopes, coefficients, brackets, statistics, candidates}.run("none", {rule});
+  return true;
 }
 
 SweepSums magnitude_sums(const Tensors& weights, double s) {

@@ -11,18 +11,19 @@ namespace sparse_ops {
 using OptionalTensor = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 
-void regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
+// The sweeps answer false, and have done nothing, where their tensors are not plain (plain_operands.h).
+bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
                       Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                       bool first_step, OptionalTensor grad_scale, OptionalTensor found_inf);
 
-void regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
+bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
                         Tensors steps, Tensors masks, Tensors groups, Ints scopes, Tensor coefficients, Tensor brackets,
                         Tensor statistics, Tensor candidates, std::string penalty, double lr, double beta1,
                         double beta2, double eps, double weight_decay, bool maximize, OptionalTensor grad_scale,
                         OptionalTensor found_inf);
 
-void sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
+bool sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
                     Tensor statistics, Tensor candidates);
 
 void add_penalty_grad_(Tensors grads, Tensors weights, Tensors groups, Ints scopes, Tensor coefficients,

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kth_magnitude.h"
+#include "plain_operands.h"
 
 namespace sparse_ops {
 namespace {
@@ -152,8 +153,9 @@ void finish_scope(const Tensors& mine, const Settings& settings, Scope<T, Bits> 
 
 }  // namespace
 
-void sweep_finish_(Tensors weights, Ints scopes, Ints ranks, double tolerance, bool exact, Tensor coefficients,
+bool sweep_finish_(Tensors weights, Ints scopes, Ints ranks, double tolerance, bool exact, Tensor coefficients,
                    Tensor brackets, Tensor statistics, Tensor candidates, Tensor report) {
+  if (!plain_operands(weights, {}, {})) return false;
   auto* lines = static_cast<double*>(coefficients.mutable_data_ptr());
   auto* bracket = static_cast<double*>(brackets.mutable_data_ptr());
   auto* table = static_cast<double*>(statistics.mutable_data_ptr());
@@ -187,6 +189,7 @@ void sweep_finish_(Tensors weights, Ints scopes, Ints ranks, double tolerance, b
     };
     is_double ? finish(double{}, uint64_t{}) : finish(float{}, uint32_t{});
   }
+  return true;
 }
 
 }  // namespace sparse_ops

@@ -5,7 +5,8 @@
 
 namespace sparse_ops {
 
-void sweep_finish_(Tensors weights, Ints scopes, Ints ranks, double tolerance, bool exact, Tensor coefficients,
+// False, and nothing is done, where the weights are not plain (plain_operands.h).
+bool sweep_finish_(Tensors weights, Ints scopes, Ints ranks, double tolerance, bool exact, Tensor coefficients,
                    Tensor brackets, Tensor statistics, Tensor candidates, Tensor report);
 
 }  // namespace sparse_ops

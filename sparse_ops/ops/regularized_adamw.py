@@ -23,22 +23,20 @@ def _check(
     max_exp_avg_sqs: list[Tensor], steps: list[Tensor], masks: list[Tensor], groups: list[Tensor], scopes: list[int],
     coefficients: Tensor, brackets: Tensor, statistics: Tensor, candidates: Tensor, penalty: str, lr: float,
     beta1: float, beta2: float, eps: float, weight_decay: float, maximize: bool, grad_scale: Tensor | None,
-    found_inf: Tensor | None,
+    found_inf: Tensor | None, *, tensors: bool = True,
 ) -> None:  # fmt: skip
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
-    operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
-    operands.check_like(OP, "grads", grads, weights)
-    operands.check_like(OP, "exp_avgs", exp_avgs, weights)
-    operands.check_like(OP, "exp_avg_sqs", exp_avg_sqs, weights)
-    if max_exp_avg_sqs:
-        operands.check_like(OP, "max_exp_avg_sqs", max_exp_avg_sqs, weights)
+    if tensors:
+        likes = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+        if max_exp_avg_sqs:
+            likes["max_exp_avg_sqs"] = max_exp_avg_sqs
+        operands.check_tensors(OP, weights, likes, {"masks": masks, "groups": groups})
     if len(steps) != len(weights):
         raise ValueError(f"{OP}: {len(weights)} weights but {len(steps)} steps")
     for i, step in enumerate(steps):
-        if step.dtype != torch.float32 or step.numel() != 1:
+        if step.dtype is not torch.float32 or step.numel() != 1:
             raise ValueError(f"{OP}: steps[{i}] is {step.dtype} {tuple(step.shape)}, expected one float32")
-    operands.check_packed(OP, "masks", masks, weights)
-    operands.check_packed(OP, "groups", groups, weights)
+    operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
     operands.check_penalty(OP, penalty)
     operands.check_scalar(OP, "grad_scale", grad_scale)
     operands.check_scalar(OP, "found_inf", found_inf)
@@ -52,19 +50,26 @@ def _fake(*arguments: Any) -> None:
     _check(*arguments)
 
 
-@torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
 def _regularized_adamw_(
     weights: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], largest: list[Tensor], *rest: Any
 ) -> None:
+    old = [grads, m, v, largest]
+    if not weights:
+        _check(weights, grads, m, v, largest, *rest)
+        return
+    backend = launch.backend(weights[0].device)
+    changed = [*weights, *m, *v, *largest, *rest[6:8]]
+    if backend == "native":
+        _check(weights, grads, m, v, largest, *rest, tensors=False)
+        if extension.native().regularized_adamw_(weights, *old, *rest):
+            torch.autograd.graph.increment_version(changed)
+            return
     _check(weights, grads, m, v, largest, *rest)
     operands.check_apart(OP, "weights", weights)
-    if not weights:
-        return
-    old = [grads, m, v, largest]
     new = [[checks.like_storage(t, w) for t, w in zip(ts, weights, strict=True)] if ts else [] for ts in old]
-    match launch.backend(weights[0].device):
+    match backend:
         case "native":
-            extension.native().regularized_adamw_(weights, *new, *rest)
+            operands.accepted(OP, extension.native().regularized_adamw_(weights, *new, *rest))
         case "triton":
             from sparse_ops.kernels import partials, regularized_adamw
 
@@ -85,8 +90,10 @@ def _regularized_adamw_(
     for before, after in zip(m + v + largest, new[1] + new[2] + new[3], strict=True):
         if after is not before:
             before.copy_(after)
-    statistics, candidates = rest[6], rest[7]
-    torch.autograd.graph.increment_version([*weights, *m, *v, *largest, statistics, candidates])
+    torch.autograd.graph.increment_version(changed)
+
+
+torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"), _regularized_adamw_)
 
 
 def regularized_adamw_(
@@ -120,7 +127,9 @@ def regularized_adamw_(
     steps: one float32 per weight that already counts this step, only read. The penalty joins the gradient, the decay
     is decoupled (arXiv 1711.05101). Where the mask is 0 the weight and all its moments become +0.
     """
-    torch.ops.sparse_ops.regularized_adamw_(
-        weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, groups, scopes, coefficients, brackets,
-        statistics, candidates, penalty, lr, beta1, beta2, eps, weight_decay, maximize, grad_scale, found_inf,
+    run = _regularized_adamw_ if launch.unseen(weights) else torch.ops.sparse_ops.regularized_adamw_
+    run(
+        weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, groups, scopes, coefficients,
+        brackets, statistics, candidates, penalty, lr, beta1, beta2, eps, weight_decay, maximize, grad_scale,
+        found_inf,
     )  # fmt: skip

@@ -22,19 +22,19 @@ def _check(
     weights: list[Tensor], grads: list[Tensor], momenta: list[Tensor], masks: list[Tensor], groups: list[Tensor],
     scopes: list[int], coefficients: Tensor, brackets: Tensor, statistics: Tensor, candidates: Tensor, penalty: str,
     lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool, maximize: bool,
-    first_step: bool, grad_scale: Tensor | None, found_inf: Tensor | None,
+    first_step: bool, grad_scale: Tensor | None, found_inf: Tensor | None, *, tensors: bool = True,
 ) -> None:  # fmt: skip
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
+    if tensors:
+        likes = {"grads": grads} | ({"momenta": momenta} if momentum != 0 else {})
+        operands.check_tensors(OP, weights, likes, {"masks": masks, "groups": groups})
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
-    operands.check_like(OP, "grads", grads, weights)
-    operands.check_packed(OP, "masks", masks, weights)
-    operands.check_packed(OP, "groups", groups, weights)
     operands.check_penalty(OP, penalty)
     operands.check_scalar(OP, "grad_scale", grad_scale)
     operands.check_scalar(OP, "found_inf", found_inf)
-    if momentum != 0:
-        operands.check_like(OP, "momenta", momenta, weights)
-    elif momenta:
+    if momentum != 0 and len(momenta) != len(weights):
+        raise ValueError(f"{OP}: {len(weights)} weights but {len(momenta)} momenta")
+    if momentum == 0 and momenta:
         raise ValueError(f"{OP}: momentum is 0, so momenta must be an empty list, it has {len(momenta)} entries")
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(f"{OP}: nesterov needs momentum and no dampening, they are {momentum} and {dampening}")
@@ -45,15 +45,22 @@ def _fake(*arguments: Any) -> None:
     _check(*arguments)
 
 
-@torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
 def _regularized_sgd_(weights: list[Tensor], grads: list[Tensor], momenta: list[Tensor], *rest: Any) -> None:
+    if not weights:
+        _check(weights, grads, momenta, *rest)
+        return
+    backend = launch.backend(weights[0].device)
+    changed = [*weights, *momenta, *rest[5:7]]
+    if backend == "native":
+        _check(weights, grads, momenta, *rest, tensors=False)
+        if extension.native().regularized_sgd_(weights, grads, momenta, *rest):
+            torch.autograd.graph.increment_version(changed)
+            return
     _check(weights, grads, momenta, *rest)
     operands.check_apart(OP, "weights", weights)
-    if not weights:
-        return
     grads = [checks.like_storage(g, w) for g, w in zip(grads, weights, strict=True)]
     states = [checks.like_storage(m, w) for m, w in zip(momenta, weights, strict=True)] if momenta else []
-    match launch.backend(weights[0].device):
+    match backend:
         case "triton":
             from sparse_ops.kernels import partials, regularized_sgd
 
@@ -66,15 +73,17 @@ def _regularized_sgd_(weights: list[Tensor], grads: list[Tensor], momenta: list[
                     regularized_sgd.regularized_sgd(table, *arguments)
                 partials.add_partials(sums, plan.chunk_scopes, statistics, found_inf)
         case "native":
-            extension.native().regularized_sgd_(weights, grads, states, *rest)
+            operands.accepted(OP, extension.native().regularized_sgd_(weights, grads, states, *rest))
         case "reference":
             flat = operands.flat
             reference.regularized_sgd_(flat(weights), flat(grads), flat(states), *rest)
     for m, state in zip(momenta, states, strict=True):
         if state is not m:
             m.copy_(state)
-    statistics, candidates = rest[5], rest[6]
-    torch.autograd.graph.increment_version([*weights, *momenta, statistics, candidates])
+    torch.autograd.graph.increment_version(changed)
+
+
+torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"), _regularized_sgd_)
 
 
 def regularized_sgd_(
@@ -109,7 +118,8 @@ def regularized_sgd_(
     none, l1, l2, growing_l2 or hypersparse (arXiv 2308.07163). found_inf: where 1, nothing at all changes.
     ValueError or TypeError names the culprit. Not differentiable.
     """
-    torch.ops.sparse_ops.regularized_sgd_(
-        weights, grads, momenta, masks, groups, scopes, coefficients, brackets, statistics, candidates, penalty,
-        lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale, found_inf,
+    run = _regularized_sgd_ if launch.unseen(weights) else torch.ops.sparse_ops.regularized_sgd_
+    run(
+        weights, grads, momenta, masks, groups, scopes, coefficients, brackets, statistics, candidates, penalty, lr,
+        momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale, found_inf,
     )  # fmt: skip

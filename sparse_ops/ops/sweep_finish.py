@@ -28,8 +28,12 @@ def _check(
     statistics: Tensor,
     candidates: Tensor,
     report: Tensor,
+    *,
+    tensors: bool = True,
 ) -> None:
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
+    if tensors:
+        operands.check_tensors(OP, weights, {}, {})
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
     rows = coefficients.shape[0]
     operands.check_table(OP, "report", report, rows, 8, weights)
@@ -51,11 +55,17 @@ def _fake(*arguments: Any) -> None:
     _check(*arguments)
 
 
-@torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
 def _sweep_finish_(weights: list[Tensor], *rest: Any) -> None:
-    _check(weights, *rest)
     coefficients, brackets, statistics, candidates, report = rest[-5:]
-    match launch.backend(coefficients.device):
+    backend = launch.backend(coefficients.device)
+    changed = [coefficients, brackets, statistics, report]
+    if backend == "native":
+        _check(weights, *rest, tensors=False)
+        if extension.native().sweep_finish_(weights, *rest):
+            torch.autograd.graph.increment_version(changed)
+            return
+    _check(weights, *rest)
+    match backend:
         case "triton":
             from sparse_ops.kernels import sweep_finish as kernel
 
@@ -71,10 +81,13 @@ def _sweep_finish_(weights: list[Tensor], *rest: Any) -> None:
                 histograms = plan.histograms(len(ranks), candidates.dtype)
                 kernel.sweep_finish(plan, *[*constants, *rule, work, histograms, plan.partials()])
         case "native":
-            extension.native().sweep_finish_(weights, *rest)
+            operands.accepted(OP, extension.native().sweep_finish_(weights, *rest))
         case "reference":
             reference.sweep_finish_(operands.flat(weights), *rest)
-    torch.autograd.graph.increment_version([coefficients, brackets, statistics, report])
+    torch.autograd.graph.increment_version(changed)
+
+
+torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"), _sweep_finish_)
 
 
 def sweep_finish_(
@@ -98,6 +111,7 @@ def sweep_finish_(
     in any case; after they, a mask or a rank changed from outside. A scope that no sweep touched since the last call is
     left as it is. The tables are described in docs/architecture.md. Not differentiable.
     """
-    torch.ops.sparse_ops.sweep_finish_(
-        weights, scopes, ranks, tolerance, exact, coefficients, brackets, statistics, candidates, report
-    )
+    run = _sweep_finish_ if launch.unseen(weights) else torch.ops.sparse_ops.sweep_finish_
+    run(
+        weights, scopes, ranks, tolerance, exact, coefficients, brackets, statistics, candidates, report,
+    )  # fmt: skip

@@ -25,10 +25,13 @@ def _check(
     brackets: Tensor,
     statistics: Tensor,
     candidates: Tensor,
+    *,
+    tensors: bool = True,
 ) -> None:
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
+    if tensors:
+        operands.check_tensors(OP, weights, {}, {"masks": masks})
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
-    operands.check_packed(OP, "masks", masks, weights)
 
 
 @torch.library.register_fake(f"sparse_ops::{OP}")
@@ -36,15 +39,22 @@ def _fake(*arguments: Any) -> None:
     _check(*arguments)
 
 
-@torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"))
 def _sweep_observe_(weights: list[Tensor], masks: list[Tensor], *rest: Any) -> None:
     shared = masks, *rest
     statistics, candidates = rest[-2:]
+    if not weights:
+        _check(weights, *shared)
+        return
+    backend = launch.backend(weights[0].device)
+    changed = [*weights, statistics, candidates] if masks else [statistics, candidates]
+    if backend == "native":
+        _check(weights, *shared, tensors=False)
+        if extension.native().sweep_observe_(weights, *shared):
+            torch.autograd.graph.increment_version(changed)
+            return
     _check(weights, *shared)
     operands.check_apart(OP, "weights", weights)
-    if not weights:
-        return
-    match launch.backend(weights[0].device):
+    match backend:
         case "triton":
             from sparse_ops.kernels import partials, sweep_observe
 
@@ -55,10 +65,13 @@ def _sweep_observe_(weights: list[Tensor], masks: list[Tensor], *rest: Any) -> N
                     sweep_observe.sweep_observe(table, *[*rest[1:], sums])
                 partials.add_partials(sums, plan.chunk_scopes, statistics, None)
         case "native":
-            extension.native().sweep_observe_(weights, *shared)
+            operands.accepted(OP, extension.native().sweep_observe_(weights, *shared))
         case "reference":
             reference.sweep_observe_(operands.flat(weights), *shared)
-    torch.autograd.graph.increment_version([*weights, statistics, candidates] if masks else [statistics, candidates])
+    torch.autograd.graph.increment_version(changed)
+
+
+torch.library.impl(f"sparse_ops::{OP}", ("cpu", "cuda"), _sweep_observe_)
 
 
 def sweep_observe_(
@@ -76,4 +89,7 @@ def sweep_observe_(
     storage order. scopes: the row of each weight in the tables, -1 without statistics. The tables are described in
     docs/architecture.md. Not differentiable.
     """
-    torch.ops.sparse_ops.sweep_observe_(weights, masks, scopes, coefficients, brackets, statistics, candidates)
+    run = _sweep_observe_ if launch.unseen(weights) else torch.ops.sparse_ops.sweep_observe_
+    run(
+        weights, masks, scopes, coefficients, brackets, statistics, candidates,
+    )  # fmt: skip

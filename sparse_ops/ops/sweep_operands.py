@@ -1,7 +1,7 @@
 """Checks shared by the ops of the sweep: each raises an error that names the op, the argument and the value."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -77,6 +77,31 @@ def check_scalar(op: str, name: str, value: Tensor | None) -> None:
         raise ValueError(f"{op}: {name} is {value.dtype} {tuple(value.shape)}, expected one floating point number")
 
 
+def check_tensors(
+    op: str,
+    weights: Sequence[Tensor],
+    likes: Mapping[str, Sequence[Tensor]],
+    packed: Mapping[str, Sequence[Tensor]],
+) -> None:
+    """Dense weights on one device, and the lists that go with them, one entry per weight.
+
+    The C++ sweeps see at a glance that this holds and answer False where not: only then is it checked here, which
+    for a hundred tensors takes as long as updating a million weights.
+    """
+    check_dense(op, "weights", weights)
+    checks.same_device(op, "weights", weights)
+    for name, tensors in likes.items():
+        check_like(op, name, tensors, weights)
+    for name, tensors in packed.items():
+        check_packed(op, name, tensors, weights)
+
+
+def accepted(op: str, answer: bool) -> None:
+    """The C++ sweep's answer to operands that have passed all checks here."""
+    if not answer:
+        raise RuntimeError(f"{op}: the C++ kernel refuses tensors that have passed the checks; please report this")
+
+
 def check_state(
     op: str,
     weights: Sequence[Tensor],
@@ -86,9 +111,7 @@ def check_state(
     statistics: Tensor,
     candidates: Tensor,
 ) -> None:
-    """The weights and the tensors of all scopes, as docs/architecture.md lists them."""
-    check_dense(op, "weights", weights)
-    checks.same_device(op, "weights", weights)
+    """The tensors of all scopes, as docs/architecture.md lists them."""
     rows = coefficients.shape[0]
     check_table(op, "coefficients", coefficients, rows, 4, weights)
     check_table(op, "brackets", brackets, rows, 2, weights)
@@ -101,7 +124,7 @@ def check_state(
             f"{op}: candidates is {candidates.dtype} on {candidates.device}, expected float32 or float64 on "
             f"{coefficients.device}"
         )
-    if candidates.dtype == torch.float32:
+    if candidates.dtype == torch.float32 and rows:
         for i, (w, scope) in enumerate(zip(weights, scopes, strict=True)):
             if scope >= 0 and w.dtype == torch.float64:
                 raise ValueError(f"{op}: weights[{i}] is torch.float64, so candidates must be, not torch.float32")

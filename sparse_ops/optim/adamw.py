@@ -55,8 +55,8 @@ class AdamW(SweepInside, torch.optim.AdamW):
         beta1, beta2 = (float(beta) for beta in group["betas"])
         amsgrad = bool(group["amsgrad"])
         updated: list[Tensor] = []
-        for bucket in self._buckets(group, lambda p: None):
-            states = [self._state_of(p, amsgrad) for p in bucket.params]
+        for bucket in self._buckets(group, lambda p: self._state_of(p, amsgrad)):
+            states = bucket.states
             steps: list[Tensor] = [state["step"] for state in states]
             if bucket.found_inf is None:
                 torch._foreach_add_(steps, 1)

@@ -1,7 +1,7 @@
 """SweepInside: what optimisers share whose update, penalty, mask and statistics are one pass."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +27,11 @@ def _no_scopes(device: torch.device) -> Tables:
 
 
 class Bucket(NamedTuple):
-    """Parameters of one group that one call updates, and what the call needs beside the optimiser's state."""
+    """Parameters of one group that one call updates, their state, and what else the call needs."""
 
     params: list[Tensor]
     grads: list[Tensor]
+    states: list[dict[str, Any]]
     masks: list[Tensor]
     groups: list[Tensor]
     scopes: list[int]
@@ -55,27 +56,36 @@ class SweepInside(torch.optim.Optimizer):
         """found_inf where the device may skip the update of a bucket without the host's knowing."""
         return None if bucket.found_inf is None or bucket.found_inf.device.type == "cpu" else bucket.found_inf
 
-    def _buckets(self, group: dict[str, Any], key: Any) -> Iterator[Bucket]:
-        """The parameters of a group that have a gradient, by device, dtypes and `key(parameter)`."""
-        buckets: dict[Any, list[Tensor]] = {}
-        for p in group["params"]:
-            if p.grad is not None:
-                if p.grad.layout != torch.strided:
-                    raise ValueError(
-                        f"{type(self).__name__}: the gradient of a {tuple(p.shape)} parameter is {p.grad.layout}, "
-                        "expected a strided one (an Embedding with sparse=True needs an optimiser of its own)"
-                    )
-                buckets.setdefault((p.device, p.dtype, p.grad.dtype, key(p)), []).append(p)
-        for (device, *_), params in buckets.items():
-            grads = [p.grad for p in params if p.grad is not None]
-            scaling = self._on(device, "grad_scale"), self._on(device, "found_inf")
-            sweep = self.sweep
-            if sweep is None or sweep.coefficients.device != device:
-                yield Bucket(params, grads, [], [], [-1] * len(params), _no_scopes(device), "none", *scaling)
-            else:
-                scopes, masks, groups = sweep.operands(params)
-                tables = Tables(sweep.coefficients, sweep.brackets, sweep.statistics, sweep.candidates)
-                yield Bucket(params, grads, masks, groups, scopes, tables, sweep.penalty_now, *scaling)
+    def _buckets(self, group: dict[str, Any], state_of: Callable[[Tensor], dict[str, Any]]) -> Iterator[Bucket]:
+        """The parameters of a group that have a gradient, by device and by what `_kind(state)` tells apart."""
+        params = [p for p in group["params"] if p.grad is not None]
+        grads: list[Tensor] = [p.grad for p in params]
+        for p, grad in zip(params, grads, strict=True):
+            if grad.layout is not torch.strided:
+                raise ValueError(
+                    f"{type(self).__name__}: the gradient of a {tuple(p.shape)} parameter is {grad.layout}, "
+                    "expected a strided one (an Embedding with sparse=True needs an optimiser of its own)"
+                )
+        states = [state_of(p) for p in params]
+        keys = [(p.get_device(), kind) for p, kind in zip(params, map(self._kind, states), strict=True)]
+        for key in dict.fromkeys(keys):
+            mine = [i for i, other in enumerate(keys) if other == key]
+            yield self._bucket([params[i] for i in mine], [grads[i] for i in mine], [states[i] for i in mine])
+
+    def _bucket(self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]) -> Bucket:
+        device = params[0].device
+        scaling = self._on(device, "grad_scale"), self._on(device, "found_inf")
+        sweep = self.sweep
+        if sweep is None or sweep.coefficients.device != device:
+            nothing = [-1] * len(params)
+            return Bucket(params, grads, states, [], [], nothing, _no_scopes(device), "none", *scaling)
+        scopes, masks, groups = sweep.operands(params)
+        tables = Tables(sweep.coefficients, sweep.brackets, sweep.statistics, sweep.candidates)
+        return Bucket(params, grads, states, masks, groups, scopes, tables, sweep.penalty_now, *scaling)
+
+    def _kind(self, state: dict[str, Any]) -> Any:
+        """What parameters of one call have in common, beside their device."""
+        return None
 
     def _on(self, device: torch.device, name: str) -> Tensor | None:
         """grad_scale or found_inf, which GradScaler sets on the optimiser for the length of a step."""
@@ -108,8 +118,9 @@ class SweepInside(torch.optim.Optimizer):
 
 def in_storage_of(params: list[Tensor], states: list[dict[str, Any]], key: str) -> list[Tensor]:
     """One state tensor per parameter with its strides, so that both are walked in storage order without a copy."""
-    for p, state in zip(params, states, strict=True):
-        t = state[key]
-        if t.stride() != p.stride():
-            state[key] = torch.empty_strided(p.shape, p.stride(), dtype=t.dtype, device=t.device).copy_(t)
-    return [state[key] for state in states]
+    tensors = [state[key] for state in states]
+    for i, (p, t) in enumerate(zip(params, tensors, strict=True)):
+        if not (p.is_contiguous() and t.is_contiguous()) and t.stride() != p.stride():
+            tensors[i] = torch.empty_strided(p.shape, p.stride(), dtype=t.dtype, device=t.device).copy_(t)
+            states[i][key] = tensors[i]
+    return tensors

@@ -52,9 +52,10 @@ class SGD(SweepInside, torch.optim.SGD):
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         updated: list[Tensor] = []
-        for bucket in self._buckets(group, self._begun if momentum else lambda p: True):
-            states = [self.state[p] for p in bucket.params] if momentum else []
-            first = bool(states) and not self._begun(bucket.params[0])
+        nothing: dict[str, Any] = {}
+        for bucket in self._buckets(group, self.state.__getitem__ if momentum else lambda p: nothing):
+            states = bucket.states if momentum else []
+            first = bool(states) and not self._kind(states[0])
             if first:
                 for state, p in zip(states, bucket.params, strict=True):
                     state["momentum_buffer"] = torch.zeros_like(p)
@@ -96,9 +97,8 @@ class SGD(SweepInside, torch.optim.SGD):
             found_inf=bucket.found_inf,
         )
 
-    def _begun(self, p: Tensor) -> bool | int:
+    def _kind(self, state: dict[str, Any]) -> bool | int:
         """False without a momentum; else True, or what tells apart the flags on which the device decides."""
-        state = self.state[p]
         if state.get("momentum_buffer") is None:
             return False
         return id(state[UNBEGUN]) if UNBEGUN in state else True

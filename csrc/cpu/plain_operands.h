@@ -1,0 +1,19 @@
+// Whether a sweep's tensors are all as they usually are: the checks of sparse_ops/ops, quick and without a message.
+#pragma once
+
+#include <initializer_list>
+
+#include "../common.h"
+
+namespace sparse_ops {
+
+// True where every weight is a floating point CPU tensor without gaps, each of `likes` holds one tensor per weight, of its
+// shape and strides, and each of `packed` is empty or holds one packed tensor per weight. False says nothing more: Python
+// then names the culprit, or copies what has other strides.
+bool plain_operands(const Tensors& weights, std::initializer_list<const Tensors*> likes,
+                    std::initializer_list<const Tensors*> packed);
+
+// True where no two tensors share memory.
+bool apart(const Tensors& tensors);
+
+}  // namespace sparse_ops
