@@ -12,7 +12,7 @@ void add_penalty_grad_(Tensors grads, Tensors weights, Tensors groups, Ints scop
   const std::vector<SweepScope> lines = scope_factors(coefficients, penalty);
   const std::vector<SweepPiece> pieces = sweep_pieces(weights);
   const auto kernel = SPARSE_OPS_DISPATCH(add_penalty_chunk);
-  parallel(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_pieces(pieces, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const auto [t, first, n] = pieces[p];
       if (scopes[t] < 0 || (lines[scopes[t]].on == 0 && lines[scopes[t]].off == 0)) continue;

@@ -6,7 +6,7 @@ template <class V, Penalty P>
 static void add_penalty_as(const SweepChunk& chunk, const SweepScope& scope, double grad_scale) {
   using T = typename V::T;
   using R = typename V::R;
-  const R on = V::set(scope.on), off = V::set(scope.off), s = V::set(scope.s), scale = V::set(grad_scale);
+  const R on = V::set(scope.on), off = V::set(scope.off), s = V::set(scope.s * kExponent), scale = V::set(grad_scale);
   const R zero = V::set(0);
   T w_buffer[kBlock], g_buffer[kBlock];
   for (int64_t start = 0; start < chunk.n; start += kBlock) {

@@ -75,7 +75,7 @@ void Sweep::run(const std::string& penalty, const std::vector<SweepRule>& rules)
   const std::vector<SweepPiece> pieces = sweep_pieces(weights);
   std::vector<SweepSums> sums(pieces.size());
   const auto chunk_kernel = SPARSE_OPS_DISPATCH(sweep_chunk);
-  parallel(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_pieces(pieces, [&](int64_t begin, int64_t end) {
     alignas(64) unsigned char found[(kSweepChunk + 16) * sizeof(double)];
     for (int64_t p = begin; p < end; ++p) {
       const auto [t, first, n] = pieces[p];
@@ -242,7 +242,7 @@ SweepSums magnitude_sums(const Tensors& weights, double s) {
   const std::vector<SweepPiece> pieces = sweep_pieces(weights);
   std::vector<SweepSums> sums(pieces.size());
   const auto chunk_kernel = SPARSE_OPS_DISPATCH(sweep_chunk);
-  parallel(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_pieces(pieces, [&](int64_t begin, int64_t end) {
     double unused[17];
     for (int64_t p = begin; p < end; ++p) {
       const auto [t, first, n] = pieces[p];

@@ -1,6 +1,7 @@
 // The sweep over lists of weights, and its cousins for optimisers that have no sweep inside.
 #pragma once
 
+#include <atomic>
 #include <optional>
 
 #include "../common.h"
@@ -44,6 +45,31 @@ struct SweepPiece {
 };
 // The weights cut into chunks, tensor by tensor.
 std::vector<SweepPiece> sweep_pieces(const Tensors& weights);
+
+// f(begin, end) over runs of pieces, which threads take one after the other: many small tensors, or a core that another
+// program uses too, do not keep the others waiting.
+template <typename F>
+void parallel_pieces(const std::vector<SweepPiece>& pieces, const F& f) {
+  constexpr int64_t kRun = 4 * kSweepChunk;  // elements; a run of a large tensor is 256 KB of each stream
+  int64_t total = 0;
+  for (const SweepPiece& piece : pieces) total += piece.n;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t even = total / (4 * threads) + 1;
+  const int64_t aim = even < kSweepChunk ? kSweepChunk : even < kRun ? even : kRun;
+  std::vector<int64_t> ends;
+  int64_t run = 0;
+  for (size_t p = 0; p < pieces.size(); ++p) {
+    run += pieces[p].n;
+    if (run < aim && p + 1 < pieces.size()) continue;
+    ends.push_back(static_cast<int64_t>(p) + 1);
+    run = 0;
+  }
+  const auto runs = static_cast<int64_t>(ends.size());
+  std::atomic<int64_t> next{0};
+  parallel(0, runs < threads ? runs : threads, 1, [&](int64_t, int64_t) {
+    for (int64_t r; (r = next.fetch_add(1, std::memory_order_relaxed)) < runs;) f(r == 0 ? 0 : ends[r - 1], ends[r]);
+  });
+}
 const uint8_t* packed_at(const Tensors& packed, int64_t tensor, int64_t first);
 Operand operand_at(Operand base, int64_t first);
 

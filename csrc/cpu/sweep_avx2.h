@@ -45,6 +45,8 @@ struct F32 {
     return _mm256_mul_ps(_mm256_mul_ps(a, power(normal)), power(_mm256_sub_ps(n, normal)));
   }
   static int count(M m) { return __builtin_popcount(_mm256_movemask_ps(m)); }
+  static int count(M a, M b) { return count(a) + count(b); }
+  static bool any(M a, M b) { return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0; }
   static int compress(T* out, M m, R x) {
     unsigned bits = _mm256_movemask_ps(m);
     if (bits == 0) return 0;  // the usual case: less than 1 % are candidates
@@ -103,6 +105,8 @@ struct F64 {
   static M without(M a, M b) { return _mm256_andnot_pd(b, a); }
   static R with_sign_of(R a, R b) { return _mm256_xor_pd(a, _mm256_and_pd(b, _mm256_set1_pd(-0.0))); }
   static int count(M m) { return __builtin_popcount(_mm256_movemask_pd(m)); }
+  static int count(M a, M b) { return count(a) + count(b); }
+  static bool any(M a, M b) { return _mm256_movemask_pd(_mm256_or_pd(a, b)) != 0; }
   static int compress(T* out, M m, R x) {
     unsigned bits = _mm256_movemask_pd(m);
     alignas(32) double lanes[4];

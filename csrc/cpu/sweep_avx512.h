@@ -37,6 +37,8 @@ struct F32 {
   static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static R times_power(R a, R n) { return _mm512_scalef_ps(a, n); }
   static int count(M m) { return __builtin_popcount(m); }
+  static int count(M a, M b) { return __builtin_popcount(_mm512_kunpackw(a, b)); }
+  static bool any(M a, M b) { return !_kortestz_mask16_u8(a, b); }
   static int compress(T* out, M m, R x) {  // in a register: compressing into memory is microcoded on some processors
     _mm512_storeu_ps(out, _mm512_maskz_compress_ps(m, x));
     return count(m);
@@ -81,6 +83,8 @@ struct F64 {
   static M without(M a, M b) { return static_cast<M>(a & ~b); }
   static R with_sign_of(R a, R b) { return _mm512_xor_pd(a, _mm512_and_pd(b, _mm512_set1_pd(-0.0))); }
   static int count(M m) { return __builtin_popcount(m); }
+  static int count(M a, M b) { return __builtin_popcount(a | b << 8); }
+  static bool any(M a, M b) { return (a | b) != 0; }
   static int compress(T* out, M m, R x) {
     _mm512_storeu_pd(out, _mm512_maskz_compress_pd(m, x));
     return count(m);

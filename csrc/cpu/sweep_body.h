@@ -42,33 +42,45 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
                                                     typename V::T* const* ahead) {
   using R = typename V::R;
   const R s = V::set(scope.s), low = V::set(scope.low), high = V::set(scope.high);
-  Compensated<V> t0, t1, t2;
+  Compensated<V> t0, t1;
   t0.clear();
   t1.clear();
-  t2.clear();
+  R t2 = V::set(0);  // meets only the square of ds/s: its own precision will do
   auto magnitudes = sums.n;
   int64_t count = sums.count, above_count = sums.above;
-  const auto add = [&](R u, auto keep) {  // keep: the lanes that hold weights, the others are 0
+  const auto add = [&](R u) {
     V::accumulate(magnitudes, u);
     if (kCurved) {
       const R x = short_of_end(V::mul(s, u)), t = tanh_of(x), xc = V::mul(x, V::fnma(t, t, V::set(1)));
       t0.add(t);
       t1.add(xc);
-      t2.add(V::mul(V::mul(x, t), xc));
+      t2 = V::fma(V::mul(x, t), xc, t2);
     }
-    const auto above = keep(V::at_least(u, high));
-    above_count += V::count(above);
-    count += V::compress(candidates + count, V::without(keep(V::at_least(u, low)), above), u);
   };
   int64_t i = 0;
-#pragma GCC unroll 2
-  for (; i + V::W <= n; i += V::W) {
-    for (int k = 0; k < kAhead; ++k) __builtin_prefetch(ahead[k] + i);
-    add(V::abs(V::load(w + i)), [](auto lanes) { return lanes; });
+  for (; i + 2 * V::W <= n; i += 2 * V::W) {
+    for (int k = 0; k < kAhead; ++k) {
+      __builtin_prefetch(ahead[k] + i);
+      __builtin_prefetch(ahead[k] + i + V::W);
+    }
+    const R u = V::abs(V::load(w + i)), v = V::abs(V::load(w + i + V::W));
+    add(u);
+    add(v);
+    const auto u_above = V::at_least(u, high), v_above = V::at_least(v, high);
+    const auto u_inside = V::without(V::at_least(u, low), u_above), v_inside = V::without(V::at_least(v, low), v_above);
+    above_count += V::count(u_above, v_above);
+    if (V::any(u_inside, v_inside)) {
+      count += V::compress(candidates + count, u_inside, u);
+      count += V::compress(candidates + count, v_inside, v);
+    }
   }
-  if (i < n) {
-    const auto valid = V::first(static_cast<int>(n - i));
-    add(V::abs(V::load(w + i, static_cast<int>(n - i))), [&](auto lanes) { return V::both(valid, lanes); });
+  for (; i < n; i += V::W) {
+    const int lanes = n - i < V::W ? static_cast<int>(n - i) : V::W;  // of the others u is 0
+    const R u = V::abs(V::load(w + i, lanes));
+    add(u);
+    const auto valid = V::first(lanes), above = V::both(valid, V::at_least(u, high));
+    above_count += V::count(above);
+    count += V::compress(candidates + count, V::without(V::both(valid, V::at_least(u, low)), above), u);
   }
   sums.n = magnitudes;
   sums.count = count;
@@ -76,7 +88,7 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
   if (kCurved) {
     t0.join(sums.t0);
     t1.join(sums.t1);
-    t2.join(sums.t2);
+    V::accumulate(sums.t2, t2);
   }
 }
 
@@ -84,7 +96,7 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
 template <class V>
 struct Observe {
   static constexpr int S = 0;
-  static constexpr bool kUpdates = false, kDecoupled = true;
+  static constexpr bool kUpdates = false, kDecoupled = true, kUsual = false;
   explicit Observe(const SweepRule&) {}
   typename V::R operator()(typename V::R w, typename V::R, typename V::R*) const { return w; }
 };
@@ -93,7 +105,7 @@ template <class V, int kStates>
 struct Sgd {
   using R = typename V::R;
   static constexpr int S = kStates;
-  static constexpr bool kUpdates = true, kDecoupled = false;
+  static constexpr bool kUpdates = true, kDecoupled = false, kUsual = false;
   R lr, momentum, fresh;
   bool nesterov, first_step;
   explicit Sgd(const SweepRule& rule)
@@ -108,14 +120,18 @@ struct Sgd {
   }
 };
 
-// The usual case: nothing but momentum.
+// The usual case: weight decay and momentum, without a question in the loop.
 template <class V>
 struct Momentum {
   using R = typename V::R;
   static constexpr int S = 1;
-  static constexpr bool kUpdates = true, kDecoupled = false;
+  static constexpr bool kUpdates = true, kDecoupled = false, kUsual = true;
   R lr, momentum;
   explicit Momentum(const SweepRule& rule) : lr(V::set(rule.lr)), momentum(V::set(rule.momentum)) {}
+  static bool suits(const SweepRule& rule) {
+    return rule.weight_decay != 0 && rule.dampening == 0 && !rule.nesterov && !rule.first_step && !rule.scaled &&
+           !rule.maximize;
+  }
   R operator()(R w, R g, R* states) const {
     states[0] = V::fma(momentum, states[0], g);
     return V::fnma(lr, states[0], w);
@@ -126,7 +142,7 @@ template <class V, int kStates>
 struct AdamW {
   using R = typename V::R;
   static constexpr int S = kStates;  // 3: amsgrad
-  static constexpr bool kUpdates = true, kDecoupled = true;
+  static constexpr bool kUpdates = true, kDecoupled = true, kUsual = false;
   R beta1, fresh1, beta2, fresh2, shrink, step_size, correction, eps;
   explicit AdamW(const SweepRule& rule)
       : beta1(V::set(rule.beta1)), fresh1(V::set(1 - rule.beta1)), beta2(V::set(rule.beta2)),
@@ -158,7 +174,7 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
   const SweepScope line = scope == nullptr ? SweepScope{} : *scope;
   const bool curved = line.s != 0, scaled = settings.scaled, maximize = settings.maximize, unusual = scaled || maximize;
   const bool decay = settings.weight_decay != 0 && !Rule::kDecoupled, writes = Rule::kUpdates || chunk.mask != nullptr;
-  const R s = V::set(line.s), zero = V::set(0);
+  const R s = V::set(line.s * kExponent), zero = V::set(0);
   const R on = V::set(line.on), off = V::set(line.off);
   const R grad_scale = V::set(settings.grad_scale), weight_decay = V::set(settings.weight_decay);
   Sums<V> sums;
@@ -182,11 +198,11 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
       if (Rule::kUpdates) {
         R g = read(g_ptr);
         for (int k = 0; k < S; ++k) states[k] = read(state_ptrs[k]);
-        if (__builtin_expect(unusual, 0)) {
+        if (!Rule::kUsual && __builtin_expect(unusual, 0)) {
           if (scaled) g = V::div(g, grad_scale);
           if (maximize) g = V::sub(zero, g);
         }
-        if (decay) g = V::fma(weight_decay, w, g);
+        if (Rule::kUsual || decay) g = V::fma(weight_decay, w, g);
         const auto group = P != Penalty::linear || chunk.group == nullptr ? V::nonzero(zero)
                                                                           : V::bits(chunk.group, start + i, lanes);
         w = rule(w, penalised<V, P>(g, w, on, off, s, group), states);
@@ -210,6 +226,7 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
       T* ahead[S + 2] = {w_ptr + kBlock, const_cast<T*>(g_ptr) + kBlock};
       for (int k = 0; k < S; ++k) ahead[2 + k] = state_ptrs[k] + kBlock;
       constexpr int kAhead = Rule::kUpdates ? S + 2 : 0;
+      if (chunk.mask != nullptr) __builtin_prefetch(chunk.mask + (start + 2 * kBlock) / 8);
       curved ? observe_block<V, true, kAhead>(w_ptr, n, line, sums, candidates, ahead)
              : observe_block<V, false, kAhead>(w_ptr, n, line, sums, candidates, ahead);
     }
@@ -243,8 +260,7 @@ static void sweep_in(const SweepChunk& chunk, const SweepRule& rule, const Sweep
       return sweep_as<V, Observe<V>, Penalty::none>(chunk, rule, scope, out, static_cast<typename V::T*>(candidates));
     case RuleKind::sgd: return sweep_with<V, Sgd<V, 0>>(chunk, rule, scope, out, candidates);
     case RuleKind::momentum:
-      if (rule.dampening == 0 && !rule.nesterov && !rule.first_step)
-        return sweep_with<V, Momentum<V>>(chunk, rule, scope, out, candidates);
+      if (Momentum<V>::suits(rule)) return sweep_with<V, Momentum<V>>(chunk, rule, scope, out, candidates);
       return sweep_with<V, Sgd<V, 1>>(chunk, rule, scope, out, candidates);
     case RuleKind::adamw: return sweep_with<V, AdamW<V, 2>>(chunk, rule, scope, out, candidates);
     case RuleKind::amsgrad: return sweep_with<V, AdamW<V, 3>>(chunk, rule, scope, out, candidates);

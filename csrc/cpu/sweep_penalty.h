@@ -40,7 +40,9 @@ static void closed(const Operand& operand, int64_t i, int64_t n, const T* buffer
     }
 }
 
-// g + penalty'(w). `on` is the penalty's full factor at bit 1, `off` at bit 0.
+constexpr double kExponent = -2.8853900817779268;  // -2 / ln 2
+
+// g + penalty'(w). `on` is the penalty's full factor at bit 1, `off` at bit 0; `s` is the scale times kExponent.
 template <class V, Penalty P>
 static inline typename V::R penalised(typename V::R g, typename V::R w, typename V::R on, typename V::R off,
                                       typename V::R s, typename V::M group) {
@@ -48,8 +50,8 @@ static inline typename V::R penalised(typename V::R g, typename V::R w, typename
   if (P == Penalty::sign) return V::select(V::nonzero(w), V::add(g, V::with_sign_of(on, w)), g);
   if (P == Penalty::linear) return V::fma(V::select(group, on, off), w, g);
   if (P == Penalty::hypersparse) {
-    const R c = sech2_of(V::mul(s, V::abs(w)));
-    return V::select(V::nonzero(w), V::add(g, V::with_sign_of(V::mul(on, c), w)), g);
+    const R gradient = times_sech2(on, V::mul(s, V::abs(w)));
+    return V::select(V::nonzero(w), V::add(g, V::with_sign_of(gradient, w)), g);
   }
   return g;
 }

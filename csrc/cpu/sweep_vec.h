@@ -97,6 +97,8 @@ struct Vec {
   }
   static R with_sign_of(R a, R b) { return std::signbit(b) ? -a : a; }
   static int count(M m) { return m; }
+  static int count(M a, M b) { return a + b; }
+  static bool any(M a, M b) { return a || b; }
   static int compress(T* out, M m, R x) {
     *out = x;
     return m;
