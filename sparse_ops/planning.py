@@ -17,14 +17,26 @@ from sparse_ops.prunable import Filters, Selection
 def break_even_sparsity(module_type: type[nn.Module]) -> float | None:
     """The share of zeros from which such a layer is expected to run faster sparse; None where it has no sparse form.
 
-    The numbers are those by which `sparsify` decides without an example; with one it measures.
+    The numbers are those by which `sparsify` decides without an example; with one it measures. Subclasses have none:
+    they may compute something else, or be read past their forward, as the out_proj of nn.MultiheadAttention is.
     """
-    return next((s for kind, s in EXPECTED_SPARSITY.items() if issubclass(module_type, kind)), None)
+    return EXPECTED_SPARSITY.get(module_type)
+
+
+def _stays_dense(module_type: type[nn.Module]) -> str | None:
+    """Why `sparsify` leaves such a layer dense, in its words; None where it does not."""
+    if module_type in EXPECTED_SPARSITY:
+        return None
+    parent = next((kind for kind in EXPECTED_SPARSITY if issubclass(module_type, kind)), None)
+    return "no sparse form" if parent is None else f"dense: a subclass of {parent.__name__}"
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """One prunable weight; zeros is None where a global budget decides it only when the network is pruned."""
+    """One prunable weight; zeros is None where a global budget decides it only when the network is pruned.
+
+    break_even_sparsity is None, and stays_dense says why, where `sparsify` leaves the layer dense at any sparsity.
+    """
 
     name: str
     kind: str
@@ -32,6 +44,7 @@ class PlannedLayer:
     weights: int
     zeros: int | None
     break_even_sparsity: float | None
+    stays_dense: str | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Plan:
                 _by(layer.shape),
                 f"{layer.weights:,}",
                 "from the total" if layer.zeros is None else f"{layer.zeros:,}",
-                "no sparse form" if layer.break_even_sparsity is None else f"{100 * layer.break_even_sparsity:.0f} %",
+                layer.stays_dense or f"{100 * (layer.break_even_sparsity or 0.0):.0f} %",
             ]
             for layer in self.layers
         ]
@@ -65,7 +78,7 @@ class Plan:
         text = table(["weight", "type", "shape", "weights", "zeros", "faster above"], [*rows, total])
         share = f"{100 * self.zeros / self.weights:.2f} % of the prunable weights, {self.scope} budget; "
         share += f"they are {self.weights:,} of {self.parameters:,} parameters"
-        skipped = "".join(f"\n  {name}: {reason}" for name, reason in self.skipped.items())
+        skipped = "".join(f"\n  {line}" for line in _folded(self.skipped))
         return f"{text}\n{share}" + (f"\nnot prunable:{skipped}" if skipped else "")
 
 
@@ -91,11 +104,33 @@ def plan(
     if scope != "global":
         zeros = masks.layer_zeros([w.parameter.shape for w in selection.weights], sparsity, scope, count)
     layers = [
-        PlannedLayer(w.name, w.kind, tuple(w.parameter.shape), n, z, break_even_sparsity(type(w.module)))
+        PlannedLayer(w.name, w.kind, tuple(w.parameter.shape), n, z, break_even_sparsity(kind), _stays_dense(kind))
         for w, n, z in zip(selection.weights, sizes, zeros, strict=True)
+        for kind in [type(w.module)]
     ]
     parameters = sum(p.numel() for p in model.parameters())
     return Plan(tuple(layers), selection.skipped, scope, sum(sizes), total, parameters)
+
+
+def _folded(skipped: dict[str, str]) -> list[str]:
+    """A line per reason: a network has hundreds of biases, and one weight that is missed would not be seen among them.
+
+    Reasons that name a bias as such are one line together, the last.
+    """
+    groups: dict[str, list[str]] = {}
+    biases: list[str] = []
+    for name, reason in skipped.items():
+        leaf = name.rpartition(".")[2]
+        if leaf.endswith("bias") and reason.startswith(f"{leaf} of ") and reason.endswith(" is not prunable"):
+            biases.append(name)
+        else:
+            groups.setdefault(reason, []).append(name)
+    if len(biases) == 1:
+        groups[skipped[biases[0]]] = biases
+    lines = [
+        f"{first}{f' and {len(rest)} more' if rest else ''}: {reason}" for reason, (first, *rest) in groups.items()
+    ]
+    return [*lines, f"{len(biases)} biases"] if len(biases) > 1 else lines
 
 
 def _select(model: nn.Module, chosen: Filters, excluded: Filters) -> Selection:

@@ -75,3 +75,33 @@ def test_report_counts_every_layer_that_torch_prunes():
         report = sparse_ops.sparsity_report(model)
         assert [layer.zeros for layer in report.layers] == [3072] * 5
         assert report.sparsity == 0.75
+
+
+def test_what_sparsify_leaves_dense_has_no_break_even():
+    """The plan and sparsify agree on every layer of a transformer, whose out_proj is a subclass of Linear."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    plan = sparse_ops.plan(model, 0.9)
+    with torch.no_grad():
+        for layer in plan.layers:
+            model.get_parameter(layer.name).view(-1)[1:] = 0
+    rows = sparse_ops.sparsify(model, policy="all", verbose=False).sparsify_table.layers
+    sparse = {f"{row.name}.weight": row.sparse for row in rows}
+    assert {layer.name: layer.break_even_sparsity is not None for layer in plan.layers} == sparse
+    assert sum(sparse.values()) == 4 and len(sparse) == 6
+    assert [layer.stays_dense for layer in plan.layers[:2]] == ["dense: a subclass of Linear", None]
+    assert str(plan).count("dense: a subclass of Linear") == 2
+
+
+def test_biases_do_not_hide_what_else_is_not_prunable():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 3)
+    plan = sparse_ops.plan(model, 0.9)
+    text = str(plan).partition("not prunable:\n")[2].splitlines()
+    assert text == [
+        "  layers.0.self_attn.in_proj_weight and 2 more: in_proj_weight of nn.MultiheadAttention is not prunable",
+        "  layers.0.norm1.weight and 5 more: weight of nn.LayerNorm is not prunable",
+        "  18 biases",
+    ]
+    assert len(plan.to_dict()["skipped"]) == 3 + 6 + 18
+    assert str(sparse_ops.plan(nn.Linear(4, 4), 0.5)).endswith(
+        "not prunable:\n  bias: bias of nn.Linear is not prunable"
+    )
