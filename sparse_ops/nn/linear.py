@@ -30,6 +30,8 @@ class SparseLinear(SparseModule):
 
         The bias stays the same parameter, the training flag and requires_grad are kept.
         """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"SparseLinear.from_dense: got {type(linear).__name__}, expected torch.nn.Linear")
         weight = dense_weight(linear)
         pattern, values = Pattern.from_dense(weight)
         layer = cls(pattern, nn.Parameter(values, requires_grad=weight.requires_grad), linear.bias)

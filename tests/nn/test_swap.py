@@ -270,6 +270,15 @@ def test_an_example_that_the_model_refuses_is_named(examples, error, message):
     assert isinstance(raised.value.__cause__, Exception) and model.training
 
 
+def test_from_dense_refuses_another_kind_of_layer():
+    for make, given, expected in (
+        (SparseLinear, nn.Conv2d(3, 3, 3), "Linear"),
+        (SparseConv2d, nn.Linear(3, 3), "Conv2d"),
+    ):
+        with pytest.raises(TypeError, match=f"got {type(given).__name__}, expected torch.nn.{expected}"):
+            make.from_dense(given)
+
+
 def test_a_layer_made_like_a_dense_one_points_to_from_dense():
     for make, name in ((lambda: SparseLinear(4, 4), "Linear"), (lambda: SparseConv2d(4, 4, None, (3, 3)), "Conv2d")):
         with pytest.raises(TypeError, match=f"pattern is 4, expected a Pattern; Sparse{name}.from_dense makes"):
