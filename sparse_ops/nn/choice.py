@@ -90,6 +90,17 @@ class LayerInput:
 
 
 @contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Torch's transformers call their layers: hooks keep them off the fused kernel, but not off its nested tensors."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -115,7 +126,7 @@ def record_inputs(model: nn.Module, layers: Sequence[nn.Module], examples: Seque
     pairs = zip(layers, found, strict=True)
     handles = [layer.register_forward_pre_hook(hook(seen), with_kwargs=True) for layer, seen in pairs]
     try:
-        with _evaluating(model), torch.no_grad():
+        with _evaluating(model), _layer_by_layer(), torch.no_grad():
             for i, example in enumerate(examples):
                 _call(model, i, example)
     finally:

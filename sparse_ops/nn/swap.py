@@ -198,8 +198,11 @@ def replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module
         for key, child in module._modules.items():
             if child is not None and child in swaps:
                 module._modules[key] = swaps[child]
+    for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             _call_its_layers(module)
+        elif isinstance(module, nn.TransformerEncoder):
+            _keep_padded(module)
     return model
 
 
@@ -215,6 +218,20 @@ def _call_its_layers(encoder: nn.TransformerEncoderLayer) -> None:
         encoder.activation_relu_or_gelu = 1
     elif activation is nn.functional.gelu or isinstance(activation, nn.GELU):
         encoder.activation_relu_or_gelu = 2
+
+
+def _keep_padded(encoder: nn.TransformerEncoder) -> None:
+    """With a padding mask and no gradient it would hand its layers nested tensors, which only the fused kernel takes.
+
+    The mark holds torch's own choice, made from more than `enable_nested_tensor`, for the way back.
+    """
+    marked = "_nested_when_dense" in encoder.__dict__
+    if any(isinstance(layer, SparseModule) for layer in encoder.modules()):
+        if not marked:
+            encoder.__dict__["_nested_when_dense"] = encoder.use_nested_tensor
+        encoder.use_nested_tensor = False
+    elif marked:
+        encoder.use_nested_tensor = encoder.__dict__.pop("_nested_when_dense")
 
 
 def _copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
