@@ -42,7 +42,20 @@ def start(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     return args
 
 
-def _seconds(run: Callable[[], Any], repeats: int, device: str) -> float:
+def free_bytes(device: str) -> float:
+    """Memory that is free now; infinite where the system does not say."""
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+    return math.inf
+
+
+def seconds(run: Callable[[], Any], repeats: int, device: str) -> float:
+    """How long one run takes on average over `repeats` in a row."""
     if device == "cuda":
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(1_000_000)  # a backlog on the stream, so that the host does not time short kernels
@@ -67,13 +80,13 @@ def measure(contenders: dict[str, Callable[[], Any]], args: argparse.Namespace) 
     repeats = {}
     for name, run in contenders.items():
         run()  # caches, compilation and lazy state
-        once = min(_seconds(run, 1, args.device) for _ in range(2))
+        once = min(seconds(run, 1, args.device) for _ in range(2))
         repeats[name] = max(1, math.ceil(args.seconds / max(once, 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for r in range(args.rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:  # nobody always runs after the same neighbour
-            samples[name].append(_seconds(contenders[name], repeats[name], args.device))
+            samples[name].append(seconds(contenders[name], repeats[name], args.device))
     results = {}
     for name, values in samples.items():
         median = statistics.median(values)
@@ -101,6 +114,30 @@ def _machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "versions": versions, "commit": git.stdout.strip() or "unknown"}
 
 
+def _where(args: argparse.Namespace) -> dict[str, Any]:
+    machine = _machine()
+    cpu = f"{machine['cpu']}, {machine['cores']} cores"
+    return {
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu,
+        "versions": machine["versions"],
+        "commit": machine["commit"],
+    }
+
+
+def _append(args: argparse.Namespace, record: dict[str, Any]) -> None:
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        with args.json.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def skip(args: argparse.Namespace, reason: str, **record: Any) -> None:
+    """Print and record that a contender was not measured, and why."""
+    print(f"{record['op']:16} {record.get('shape', '')!s:28} {record['contender']:26} skipped: {reason}", flush=True)
+    _append(args, record | {"ms": None, "skipped": reason} | _where(args))
+
+
 def report(
     args: argparse.Namespace, *, flops: float = math.nan, bytes: float = math.nan, **record: Any
 ) -> dict[str, Any]:
@@ -108,16 +145,11 @@ def report(
 
     flops and bytes are the useful work of one run; nan where the figure makes no sense.
     """
-    machine = _machine()
-    cpu = f"{machine['cpu']}, {machine['cores']} cores"
     seconds = record["ms"] / 1e3
     record |= {
         "gflops": None if math.isnan(flops) else flops / seconds / 1e9,
         "gbs": None if math.isnan(bytes) else bytes / seconds / 1e9,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu,
-        "versions": machine["versions"],
-        "commit": machine["commit"],
+        **_where(args),
     }
     text = f"{record['op']:16} {record.get('shape', '')!s:28} {record['contender']:26} {record['ms']:10.4f} ms"
     if record["gflops"] is not None:
@@ -125,8 +157,5 @@ def report(
     if record["gbs"] is not None:
         text += f" {record['gbs']:8.2f} GB/s"
     print(f"{text}  spread {record['spread']:.0%}", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        with args.json.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    _append(args, record)
     return record

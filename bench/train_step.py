@@ -1,0 +1,100 @@
+"""A whole training step with a method of sparse_ops against the plain dense one.
+
+    python -m bench train_step --method art --json bench/results/train_step.jsonl
+
+Forward, backward and optimiser on ResNet-32 of planes 32/64/128 (the network of ART's experiment), random images of
+CIFAR's shape, float32, channels_last. dense-torch is torch.optim.SGD(fused=True); dense-sparse_ops our SGD without a
+sweep; the method's lines are its phases, through the public API. The optimiser's share of a step is small: what counts
+is the median ratio of steps that follow one another, round by round, with its 95 % interval.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bench.common import parser, report, seconds, start
+from sparse_ops import methods, optim
+from sparse_ops.train import networks
+
+
+def stepper(make: Callable[[nn.Module], torch.optim.Optimizer], images, labels) -> tuple[nn.Module, Callable[[], None]]:
+    """A fresh network with an optimiser, and one training step of it."""
+    torch.manual_seed(0)
+    model = networks.build("resnet32", tuple(images.shape[1:]), 10).to(images.device, memory_format=torch.channels_last)
+    optimizer = make(model)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return model, step
+
+
+def contenders(args: argparse.Namespace, images, labels) -> dict[str, Callable[[], None]]:
+    settings = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
+    runs: dict[str, Callable[[], None]] = {
+        "dense-torch": stepper(lambda m: torch.optim.SGD(m.parameters(), fused=True, **settings), images, labels)[1],
+        "dense-sparse_ops": stepper(lambda m: optim.SGD(m.parameters(), **settings), images, labels)[1],
+    }
+    if args.method == "art":
+        phases = {"pretrain_epochs": 1, "max_regularize_epochs": 1, "finetune_epochs": 2, "lr": "user"}
+        for until in ("regularize", "finetune"):
+            held: list[optim.SGD] = []
+
+            def ours(model: nn.Module, held=held) -> optim.SGD:
+                held.append(optim.SGD(model.parameters(), **settings))
+                return held[0]
+
+            model, step = stepper(ours, images, labels)
+            method = methods.ART(model, held[0], sparsity=0.98, **phases)
+            while method.phase != until:
+                step()
+                method.end_epoch(lambda _: 0.5, train_accuracy=0.5)
+            runs[f"art-{until}"] = step
+    return runs
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--method", default="art", choices=["art"])
+    options.add_argument("--batch-size", type=int, default=64)
+    options.set_defaults(rounds=30)
+    args = start(options)
+    images = torch.randn(args.batch_size, 3, 32, 32, device=args.device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (args.batch_size,), device=args.device)
+    runs = contenders(args, images, labels)
+    for run in runs.values():
+        run(), run()
+    names = list(runs)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for r in range(args.rounds):
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            samples[name].append(seconds(runs[name], 1, args.device))
+    for name, times in samples.items():
+        ratios = sorted(a / b for a, b in zip(times, samples["dense-torch"], strict=True))
+        reach, middle = math.ceil(0.98 * math.sqrt(len(ratios))), len(ratios) // 2
+        low, high = ratios[max(0, middle - reach)], ratios[min(len(ratios) - 1, middle + reach)]
+        quarter, median, three = statistics.quantiles(times, n=4)
+        report(
+            args,
+            op="train_step",
+            shape=f"resnet32 batch {args.batch_size}",
+            dtype="float32",
+            sparsity=0.98,
+            contender=name,
+            ms=1e3 * median,
+            spread=(three - quarter) / median,
+            ratio=ratios[middle],
+            ratio_low=low,
+            ratio_high=high,
+        )
+        print(f"{'':46}{ratios[middle]:.3f} of dense-torch, 95 % interval {low:.3f} to {high:.3f}")
+
+
+if __name__ == "__main__":
+    main()
