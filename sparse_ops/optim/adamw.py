@@ -18,7 +18,9 @@ class AdamW(SweepInside, torch.optim.AdamW):
     `lr` and betas may be tensors (on CUDA they are read each step, which waits for the device). Gradients are only
     read. Under GradScaler the step unscales and skips by itself; the counts of steps lie beside the weights, so that on
     CUDA nothing waits for the device. `state_dict` has them where torch.optim.AdamW keeps them: beside the weights if
-    `fused` or `capturable`, else on the CPU. ValueError for differentiable=True and for sparse gradients.
+    `fused` or `capturable`, else on the CPU. state_dtype=torch.float32 keeps the moments of half parameters in
+    float32 (default: the parameter's dtype); a loaded state keeps the precision it was saved in. ValueError for
+    differentiable=True and for sparse gradients.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class AdamW(SweepInside, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         if differentiable:
             raise ValueError("AdamW: differentiable is True; the fused step writes in place and has no gradient")
@@ -50,6 +53,7 @@ class AdamW(SweepInside, torch.optim.AdamW):
             capturable=capturable,
             fused=fused,
         )
+        self._keep_state_in(state_dtype)
 
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
         beta1, beta2 = (float(beta) for beta in group["betas"])
@@ -91,10 +95,10 @@ class AdamW(SweepInside, torch.optim.AdamW):
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.zeros_like(p)
+            state["exp_avg"] = torch.zeros_like(p, dtype=self.state_dtype)
+            state["exp_avg_sq"] = torch.zeros_like(p, dtype=self.state_dtype)
         if amsgrad and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(p)
+            state["max_exp_avg_sq"] = torch.zeros_like(p, dtype=self.state_dtype)
         if state["step"].dtype != torch.float32 or state["step"].device != p.device:
             state["step"] = state["step"].to(p.device, torch.float32, non_blocking=p.is_cuda)
         return state

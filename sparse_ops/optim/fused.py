@@ -45,6 +45,7 @@ class SweepInside(torch.optim.Optimizer):
     """Mixed in before an optimiser of torch.optim: keeps its signature, state and state_dict, replaces its `step`."""
 
     sweep: Sweep | None = None  # set by optim.hooks.attach
+    state_dtype: torch.dtype | None = None  # of momentum and moments; None: the parameter's
     _step_supports_amp_scaling = True
 
     def _skips(self) -> bool:
@@ -92,6 +93,31 @@ class SweepInside(torch.optim.Optimizer):
         t = getattr(self, name, None)
         return None if t is None else t.to(device, non_blocking=device.type == "cuda")
 
+    def _keep_state_in(self, dtype: torch.dtype | None) -> None:
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"{type(self).__name__}: state_dtype is {dtype}, expected a floating point type or None")
+        self.state_dtype = dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "state_dtype": self.state_dtype}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch.optim loads it, but state keeps the precision that it was saved in, or takes `state_dtype`.
+
+        torch casts a float32 momentum of a bfloat16 parameter down.
+        """
+        super().load_state_dict(state_dict)
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, params, strict=True):
+            for key, saved in state_dict["state"].get(i, {}).items():
+                if key == "step" or not isinstance(saved, Tensor) or not saved.is_floating_point():
+                    continue
+                dtype = self.state_dtype or saved.dtype
+                if self.state[p][key].dtype != dtype:
+                    self.state[p][key] = saved.to(p.device, dtype, copy=True)
+
+    @torch.compiler.disable  # it is one call already; under torch.compile the graph ends here
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step; `closure`, where given, evaluates the model again and returns the loss."""

@@ -18,7 +18,9 @@ class SGD(SweepInside, torch.optim.SGD):
     A sparsifier of `sparse_ops.methods` attaches its sweep; without one this is a plain fused SGD. `foreach` and
     `fused` are accepted and kept for exchange with torch.optim.SGD, but choose nothing; `lr` may be a 0-dim tensor (on
     CUDA it is read each step, which waits for the device). Gradients are only read. Under GradScaler the step unscales
-    and skips by itself. ValueError for differentiable=True and for sparse gradients.
+    and skips by itself. state_dtype=torch.float32 keeps
+    the momentum of half-precision parameters in float32 (default: the parameter's dtype); a loaded state keeps the
+    precision it was saved in. ValueError for differentiable=True and for sparse gradients.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class SGD(SweepInside, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         if differentiable:
             raise ValueError("SGD: differentiable is True; the fused step writes in place and has no gradient")
@@ -48,6 +51,7 @@ class SGD(SweepInside, torch.optim.SGD):
             foreach=foreach,
             fused=fused,
         )
+        self._keep_state_in(state_dtype)
 
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
@@ -58,7 +62,7 @@ class SGD(SweepInside, torch.optim.SGD):
             first = bool(states) and not self._kind(states[0])
             if first:
                 for state, p in zip(states, bucket.params, strict=True):
-                    state["momentum_buffer"] = torch.zeros_like(p)
+                    state["momentum_buffer"] = torch.zeros_like(p, dtype=self.state_dtype)
             unbegun = states[0].get(UNBEGUN) if states else None
             if unbegun is not None:  # the device knows whether this is the first step: offer it both, it takes one
                 skip = torch.zeros_like(unbegun) if bucket.found_inf is None else bucket.found_inf.reshape(())

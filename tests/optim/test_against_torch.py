@@ -1,6 +1,7 @@
 """SGD and AdamW without a sweep: torch.optim's rule, state and contracts."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -135,6 +136,53 @@ def test_half_weights_keep_half_state(ours, theirs, options):
             assert value.dtype == y.state[q][key].dtype
         # torch rounds each intermediate to bfloat16, this op once: a few of its 2^-8 apart
         assert (p - q).float().norm() <= 6 * 2**-8 * q.float().norm()
+
+
+@pytest.mark.parametrize("ours, theirs, options", PAIRS)
+def test_half_weights_with_float32_state(ours, theirs, options):
+    a = model(dtype=torch.bfloat16)
+    x = ours(a.parameters(), **options, state_dtype=torch.float32)
+    # the same rule in float64 on weights that are rounded to bfloat16 after each step
+    b = model(dtype=torch.bfloat16).double()
+    y = theirs(b.parameters(), **options)
+    for step in range(4):
+        set_grads(a, step), x.step()
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            q.grad = p.grad.double()
+        y.step()
+        with torch.no_grad():
+            for p, q in zip(a.parameters(), b.parameters(), strict=True):
+                assert (p.double() - q).norm() <= 2**-8 * q.norm()  # one rounding to 8 bits
+                q.copy_(p)
+    floats = [(p, key) for p in x.state for key, v in x.state[p].items() if v.is_floating_point() and v.dim()]
+    assert all(x.state[p][key].dtype == torch.float32 for p, key in floats)
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        for key, value in x.state[p].items():
+            if value.dim():
+                torch.testing.assert_close(value.double(), y.state[q][key], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("ours, theirs, options", PAIRS)
+def test_loading_does_not_cast_float32_state_down(ours, theirs, options):
+    nets = [model(dtype=torch.bfloat16) for _ in range(3)]
+    x = ours(nets[0].parameters(), **options, state_dtype=torch.float32)
+    set_grads(nets[0], 0), x.step()
+    saved = copy.deepcopy(x.state_dict())
+    same, half = (
+        ours(nets[1].parameters(), **options),
+        ours(nets[2].parameters(), **options, state_dtype=torch.bfloat16),
+    )
+    same.load_state_dict(saved), half.load_state_dict(saved)
+    again = pickle.loads(pickle.dumps(x))
+    for p, q, r in zip(*(net.parameters() for net in nets), strict=True):
+        for key, value in x.state[p].items():
+            if value.dim():
+                assert torch.equal(same.state[q][key], value) and same.state[q][key].dtype == torch.float32
+                assert same.state[q][key].data_ptr() != value.data_ptr()
+                assert half.state[r][key].dtype == torch.bfloat16
+    assert again.state_dtype == torch.float32
+    with pytest.raises(ValueError, match=r"state_dtype is torch\.int8"):
+        ours(nets[0].parameters(), **options, state_dtype=torch.int8)
 
 
 @pytest.mark.parametrize("cls", [optim.SGD, optim.AdamW])

@@ -46,6 +46,32 @@ def test_the_coefficients_of_each_step():
     assert values["exact_passes"] < 10
 
 
+@pytest.mark.parametrize("cls", [optim.SGD, optim.AdamW])
+def test_torch_compile_around_the_step(cls):
+    ends = []
+    for compiled in (False, True):
+        net = cnn()
+        optimizer = cls(net.parameters(), lr=0.01)
+        sweep = Sweep(prunable.select(net).parameters, check=True)
+        attach(optimizer, sweep)
+        sweep.set_penalty("hypersparse", 1e-2)
+        sweep.track(0.9)
+
+        def train(x, net=net, optimizer=optimizer):
+            net(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        if compiled:
+            torch._dynamo.reset()
+            train = torch.compile(train, backend="aot_eager")
+        for i in range(3):
+            train(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(i)))
+        ends.append([*(p.detach().clone() for p in net.parameters()), sweep.report.clone()])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
 def test_a_change_from_outside_is_seen():
     net, optimizer, sweep = swept()
     step(net, optimizer, 0)
