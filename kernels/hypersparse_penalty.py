@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import GRAD, WEIGHT, chunk_of, compute, eights, element, pointer, rounded, sech_squared, wide
+from .tiles import GRAD, WEIGHT, chunk_of, compute, eights, element, pointer, rounded, sech_squared, split_scale, wide
 
 
 @triton.jit
@@ -17,13 +17,13 @@ def _hypersparse_penalty_backward_kernel(
     g_ptr = pointer(rows_ptr, row, GRAD, W, ALIGNED) + start
     base = tl.load(pull_ptr).to(COMPUTE)
     strength = tl.load(pull_ptr + 1).to(COMPUTE)
-    s = tl.load(pull_ptr + 2).to(COMPUTE)
+    s, t = split_scale(tl.load(pull_ptr + 2), COMPUTE)
     nothing = (base == 0) & (strength == 0)
     tile = tl.arange(0, EIGHTS)[:, None] * 8 + tl.arange(0, 8)[None, :]
     for first in range(0, size, EIGHTS * 8):
         n = first + tile
         w = wide(tl.load(w_ptr + n, mask=n < size, other=0.0), COMPUTE)
-        g = base + strength * sech_squared(s * tl.abs(w))
+        g = base + strength * sech_squared(tl.abs(w) * s * t)
         g = tl.where(w > 0, g, tl.where(w < 0, -g, w * 0))  # a NaN stays one
         tl.store(g_ptr + n, rounded(tl.where(nothing, 0.0, g), W), mask=n < size)
 

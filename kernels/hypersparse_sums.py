@@ -6,7 +6,7 @@ import triton.language as tl
 from .partials import add_partials
 from .radix import descend, magnitude
 from .sweep import no_sums, observe_sums, store_sums
-from .tiles import WEIGHT, chunk_of, compute, element, pointer, wide
+from .tiles import WEIGHT, chunk_of, compute, element, pointer, split_scale, wide
 
 
 @triton.jit
@@ -48,15 +48,16 @@ def _hypersparse_sums_kernel(
         if wanted:
             if work_ptr is not None:
                 threshold = known_threshold(work_ptr, histograms_ptr, ranks_ptr, scope, ROUNDS, BITS, KEY)
-                scale = next_scale(threshold, largest).to(COMPUTE)
+                scale = next_scale(threshold, largest)
             else:
-                scale = tl.load(scale_ptr).to(COMPUTE)
+                scale = tl.load(scale_ptr)
+            s, t = split_scale(scale, COMPUTE)
             w_ptr = pointer(rows_ptr, row, WEIGHT, W, ALIGNED) + start
             sums = no_sums(EIGHTS, COMPUTE)
             for first in range(0, size, EIGHTS * 8):
                 n = first + tile
                 u = tl.abs(wide(tl.load(w_ptr + n, mask=n < size, other=0.0), COMPUTE))
-                sums = observe_sums(sums, u, scale)
+                sums = observe_sums(sums, u, u * s * t)
             store_sums(sums, size, partials_ptr, P_all, first_p + p)
 
 

@@ -9,9 +9,9 @@ from .tiles import tanh_and_sech_squared
 
 
 @triton.jit
-def statistics_terms(u, scale):
-    """Row sums of |w|, tanh(s|w|), |w| sech^2(s|w|) and w^2 tanh sech^2 of a tile u = |w|, (EIGHTS, 8) -> (EIGHTS,)."""
-    tanh, sech2 = tanh_and_sech_squared(scale * u)
+def statistics_terms(u, x):
+    """Row sums of u, tanh x, u sech^2 x and u^2 tanh x sech^2 x of tiles u = |w|, x = s u, (EIGHTS, 8) -> (EIGHTS,)."""
+    tanh, sech2 = tanh_and_sech_squared(x)
     first = u * sech2
     return tl.sum(u, 1), tl.sum(tanh, 1), tl.sum(first, 1), tl.sum(u * first * tanh, 1)
 

@@ -57,10 +57,10 @@ def no_sums(EIGHTS: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def observe_sums(sums, u, scale):
-    """The sums with those of a tile u = |w| (0 where not valid) added, without the counts."""
+def observe_sums(sums, u, x):
+    """The sums with those of a tile u = |w| (0 where not valid), x = s u, added, without the counts."""
     n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above = sums
-    n_term, t0_term, t1_term, t2_term = statistics_terms(u, scale)
+    n_term, t0_term, t1_term, t2_term = statistics_terms(u, x)
     n, n_error = add_compensated(n, n_error, n_term)
     t0, t0_error = add_compensated(t0, t0_error, t0_term)
     t1, t1_error = add_compensated(t1, t1_error, t1_term)
@@ -71,7 +71,7 @@ def observe_sums(sums, u, scale):
 @triton.jit
 def observe(sums, u, valid, scale, low, high, candidates_ptr, count_ptr, capacity):
     """The sums with those of a tile u = |w| (0 where not valid) added; candidates are appended to their buffer."""
-    n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above = observe_sums(sums, u, scale)
+    n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above = observe_sums(sums, u, scale * u)
     above += tl.sum(((u >= high) & valid).to(tl.int32), 1)
     _append(candidates_ptr, count_ptr, capacity, u, (u >= low) & (u < high) & valid)
     return n, n_error, t0, t0_error, t1, t1_error, t2, t2_error, above

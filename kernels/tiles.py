@@ -107,6 +107,13 @@ def key(x, KEY: tl.constexpr):
 
 
 @triton.jit
+def split_scale(s, TYPE: tl.constexpr):
+    """Two factors of a float64 s > 0 in TYPE, to be multiplied to |w| one by one: s may be beyond float32."""
+    first = tl.where(s > 18446744073709551616.0, 18446744073709551616.0, 1.0)  # 2^64: exact
+    return first.to(TYPE), (s / first).to(TYPE)
+
+
+@triton.jit
 def sech_squared(x):
     """sech^2 of x >= 0 without cancellation: 4 e / (1 + e)^2 with e = exp(-2 x) is right in the tail too."""
     e = tl.exp(-2 * x)

@@ -35,18 +35,23 @@ def _hypersparse_loss(weights: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
     finite = scale.isfinite() & strength.isfinite()
     torch.stack([torch.zeros_like(scale), strength, scale], out=coefficients).masked_fill_(~finite, 0.0)
     if not finite:
-        _warn(threshold.item(), n.item())
+        _warn()
     return value.zero_(), coefficients
 
 
-def _warn(threshold: float, norm: float) -> None:
-    """Warn in the name of the first frame outside torch and this package; the text repeats: it is said once there."""
-    why = f"the magnitude at the target sparsity is {threshold}"
-    why += "" if math.isfinite(norm) else f" and sum |w| is {norm}"
+def _warn() -> None:
+    """Warn in the name of the first frame outside torch and this package.
+
+    The text is constant, since Python says the same text just once for each line of code.
+    """
     frame, level = sys._getframe(), 1
     while frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "sparse_ops") and frame.f_back is not None:
         frame, level = frame.f_back, level + 1
-    warnings.warn(f"hypersparse_loss: no penalty, since {why}", stacklevel=level)
+    warnings.warn(
+        "hypersparse_loss: no penalty, since the magnitude at the target sparsity is 0 (more weights than that are "
+        "exactly zero), or it or the sum of the magnitudes or the inverse of the two is not finite",
+        stacklevel=level,
+    )
 
 
 torch.library.register_autograd("sparse_ops::hypersparse_loss", penalty.backward, setup_context=penalty.setup_context)
@@ -60,10 +65,11 @@ def hypersparse_loss(weights: Iterable[Tensor], sparsity: float) -> Tensor:
     to the task's loss. weights: the prunable weights, any shapes, float16, bfloat16, float32 or float64, on one device;
     those without requires_grad count but get no gradient. sparsity: the target, in [0, 1). Returns 0 as a 0-dim tensor,
     float64 if any weight is, else float32. Gradients of half weights are computed in float32 and rounded once, to a
-    relative 2^-9 in bfloat16 and 2^-12 in float16 (an absolute 2^-25 below its normal range). Too large ones, as a
-    subnormal a_k gives, saturate: at 65504 in float16, at 2^126 in bfloat16 and float32. Where a_k is 0 or anything is
-    not finite the gradient is 0 and a UserWarning says so, once per call site. Raises ValueError for a sparsity outside
-    [0, 1), no weights, or weights on several devices.
+    relative 2^-9 in bfloat16 and 2^-12 in float16 (an absolute 2^-25 below its normal range). Weights may be subnormal.
+    Too large gradients, as a subnormal a_k beside large weights gives, saturate: at 65504 in float16, at 2^126 in
+    bfloat16 and float32. Where a_k is 0 or anything is not finite the gradient is 0 and a UserWarning says so, once per
+    call site. Differentiable once: a second backward pass through the gradient raises RuntimeError. Raises ValueError
+    for a sparsity outside [0, 1), no weights, or weights on several devices.
     """
     weights = checks.tensor_list("hypersparse_loss", "weights", weights)
     if not 0 <= sparsity < 1:

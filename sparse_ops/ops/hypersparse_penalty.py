@@ -16,7 +16,7 @@ torch.library.define(
 torch.library.define("sparse_ops::hypersparse_penalty_backward", "(Tensor[] weights, Tensor coefficients) -> Tensor[]")
 
 
-FLOAT_LIMIT = 2.0**126  # of the factors: twice as much is finite in float32 and in bfloat16
+FLOAT_LIMIT = 2.0**126  # of base and strength: twice as much is finite in float32 and in bfloat16
 HALF_MAX = torch.finfo(torch.float16).max
 
 
@@ -81,10 +81,11 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     """grad times the gradient, saturated; nothing for the arguments behind the weights."""
     *weights, coefficients = ctx.saved_tensors
-    upstream = torch.stack([grad.double(), grad.double(), torch.ones_like(grad, dtype=torch.float64)])
-    factors = coefficients * upstream
+    factors = coefficients[:2] * grad.double()
     if any(w.dtype != torch.float64 for w in weights):
         factors = factors.clamp(-FLOAT_LIMIT, FLOAT_LIMIT)
+    # s stays as it is: the kernels take one that float32 cannot hold, as weights below 2e-39 need it
+    factors = torch.cat([factors, coefficients[2:]])
     grads = torch.ops.sparse_ops.hypersparse_penalty_backward(weights, factors)
     for g in grads:
         if g.dtype == torch.float16:
@@ -92,15 +93,25 @@ def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return grads, *[None] * ctx.others
 
 
+def _backward_twice(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(
+        "hypersparse_penalty, hypersparse_loss: the gradient has no gradient of its own, but the backward pass of a "
+        "graph made with create_graph=True asks for it; leave the penalty out of that loss"
+    )
+
+
 torch.library.register_autograd("sparse_ops::hypersparse_penalty", backward, setup_context=setup_context)
+torch.library.register_autograd("sparse_ops::hypersparse_penalty_backward", _backward_twice)
 
 
 def hypersparse_penalty(weights: Iterable[Tensor], scale: Tensor | float, normalizer: Tensor | float) -> Tensor:
     """L = (1/A) sum|w| sum tanh(s|w|) - sum|w| over all weights together, with s and A as constants.
 
-    Differentiable once in the weights: sign(w) (T0/A - 1 + s sech^2(s|w|) ||w||_1 / A), sign(0) = 0. weights: any
-    shapes, float16, bfloat16, float32 or float64, on one device; scale: s, normalizer: A, one number each. Returns a
-    0-dim tensor, float64 if any weight is, else float32. From HyperSparse (arXiv 2308.07163).
+    Differentiable once in the weights: sign(w) (T0/A - 1 + s sech^2(s|w|) ||w||_1 / A), sign(0) = 0; a second time
+    raises RuntimeError. T0/A - 1 and s ||w||_1 / A saturate at 2^126 unless all weights are float64. weights: any
+    shapes, float16, bfloat16, float32 or float64, on one device; scale: s, any finite number, beyond float32 too;
+    normalizer: A; one number each. Returns a 0-dim tensor, float64 if any weight is, else float32. From HyperSparse
+    (arXiv 2308.07163).
     """
     weights = checks.tensor_list("hypersparse_penalty", "weights", weights)
     constants = [
