@@ -11,6 +11,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# What pip says goes to a file, which is shown where pip fails: its warnings about package indices are no concern of a
+# user for whom everything works.
+QUIETLY = >$(VENV)/install.log 2>&1 || { cat $(VENV)/install.log >&2; exit 1; }
 CPP := $(wildcard setup.py csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
 .PHONY: help demo test bench kernels lint wheel clean
@@ -47,18 +50,18 @@ $(TORCH_STAMP):
 	@echo "sparse_ops: making $(VENV) and installing $(TORCH) and pinned packages (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.torch-*
-	@$(PIP) install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' 2>$(VENV)/torch.log || { cat $(VENV)/torch.log; exit 1; }
+	@$(PIP) install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' $(QUIETLY)
 	@touch $@
 
 $(VENV)/.requirements: requirements.txt $(TORCH_STAMP)
-	@$(PIP) install '$(TORCH)' -r requirements.txt
+	@$(PIP) install '$(TORCH)' -r requirements.txt $(QUIETLY)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.requirements pyproject.toml $(CPP)
 	@echo "sparse_ops: building the C++ kernels"
-	@$(PIP) install --no-build-isolation --no-deps -e .
+	@$(PIP) install --no-build-isolation --no-deps -e . $(QUIETLY)
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
-	@$(PIP) install '$(TORCH)' -r requirements-dev.txt
+	@$(PIP) install '$(TORCH)' -r requirements-dev.txt $(QUIETLY)
 	@touch $@
