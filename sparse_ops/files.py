@@ -18,6 +18,7 @@ from sparse_ops.checks import FLOATS
 from sparse_ops.encodings import Encoding, Form, Header, Kind, join
 from sparse_ops.nn import swap
 from sparse_ops.nn.base import SparseModule, matrix_shape
+from sparse_ops.planning import table
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -34,6 +35,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))
+    if path.is_dir():
+        raise IsADirectoryError(f"save: {path} is a folder, expected the name of a file in it")
     tensors, header = _encode(model)
     header.sha256 = encodings.digest(tensors, header)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -117,15 +120,31 @@ class FileReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = []
-        for t in self.tensors:
-            shape = " x ".join(map(str, t.shape)) or "scalar"
-            line = f"{t.name}  {t.encoding}  {shape}  {t.dtype}  {t.zeros} zeros  {t.bytes} bytes"
-            lines.append(f"{line}  {t.non_finite} NOT FINITE" if t.non_finite else line)
-        hashed = "the hash is right" if self.hash_ok else "THE HASH IS WRONG"
+        head = ("tensor", "stored", "shape", "dtype", "zeros", "bytes", "")
+        rows = [
+            (
+                t.name,
+                t.encoding,
+                " x ".join(map(str, t.shape)) or "scalar",
+                t.dtype,
+                f"{t.zeros:,}",
+                f"{t.bytes:,}",
+                f"{t.non_finite:,} NOT FINITE" if t.non_finite else "",
+            )
+            for t in self.tensors
+        ]
         ratio = self.dense_bytes / max(1, self.bytes)
-        total = f"{self.bytes} bytes, dense {self.dense_bytes} bytes ({ratio:.1f} times as many)"
-        return "\n".join([*lines, f"{self.path}: format version {self.version}, {total}, {hashed}"])
+        lines = [
+            table(head, rows),
+            "",
+            f"{self.path}: format version {self.version}, {self.bytes:,} bytes; "
+            f"dense tensors would take {self.dense_bytes:,}, {ratio:.1f} times as many",
+        ]
+        non_finite = sum(t.non_finite for t in self.tensors)
+        but = f", but {non_finite:,} values are not finite" if non_finite else ""
+        right = f"OK: the hash is right, the tensors are those that were saved{but}"
+        lines.append(right if self.hash_ok else "DAMAGED: THE HASH IS WRONG, these are not the tensors that were saved")
+        return "\n".join(lines)
 
 
 def verify(path: str | os.PathLike[str]) -> FileReport:

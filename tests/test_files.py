@@ -153,6 +153,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["model"]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         sparse_ops.save(model, tmp_path / "nowhere" / "model")
+    with pytest.raises(IsADirectoryError) as error:
+        sparse_ops.save(model, tmp_path)
+    assert str(error.value) == f"save: {tmp_path} is a folder, expected the name of a file in it"
+    assert os.listdir(tmp_path) == ["model"] and not list(tmp_path.parent.glob(".*.tmp"))
 
 
 def test_verify_reports_tensors_and_damage(tmp_path):
