@@ -145,17 +145,27 @@ def _integers() -> Any:
 
 @_styled
 def density(layers: list[dict[str, Any]], total: float) -> "Figure":
-    """Share of live weights per layer (log scale) with their number; total is the density of all layers together."""
+    """Share of live weights per layer as points on a log scale; total is the density of all layers together.
+
+    A layer without live weights, which a log scale has no place for, is an open triangle at the left edge.
+    """
     figure, axes = _subplots(1.1 + 0.27 * len(layers))
     values = [100 * layer["nonzeros"] / layer["weights"] for layer in layers]
-    floor = min([v for v in values if v > 0] + [100 * total]) / 2
+    least = min([v for v in values if v > 0] + [100 * total])
+    floor = 10.0 ** math.floor(math.log10(0.9 * least))  # a whole decade, with room for the least point
     rows = range(len(layers))
-    axes.barh(rows, [max(v, floor) for v in values], color=METHOD, height=0.7)
     axes.axvline(100 * total, color=THRESHOLD, lw=1.5, ls="--", label=f"all layers: {_share(100 * total)} %")
+    live = [(v, row) for v, row in zip(values, rows, strict=True) if v > 0]
+    axes.plot([v for v, _ in live], [row for _, row in live], "o", color=METHOD, ms=7, label="one layer")
+    dead = [row for v, row in zip(values, rows, strict=True) if v == 0]
+    if dead:
+        axes.plot(
+            [floor] * len(dead), dead, "<", color=METHOD, mfc="white", ms=8, clip_on=False, label="no live weight"
+        )
     axes.set_yticks(rows, [f"{layer['name']}  {'x'.join(map(str, layer['shape']))}" for layer in layers], fontsize=8.5)
-    axes.invert_yaxis()
+    axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xscale("log")
-    axes.set_xlim(floor, 100)
+    axes.set_xlim(floor, 130)
     right = axes.secondary_yaxis("right")
     right.spines["right"].set_visible(False)
     texts = [
@@ -163,11 +173,10 @@ def density(layers: list[dict[str, Any]], total: float) -> "Figure":
     ]
     right.set_yticks(rows, texts, fontsize=8.5)
     right.tick_params(length=0)
-    ticks = [t for t in (0.01, 0.1, 1, 10, 100) if t >= floor]
+    ticks = [10.0**e for e in range(round(math.log10(floor)), 3)]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.set_xlabel("live weights (% of the layer)")
-    axes.grid(visible=False, axis="y")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.2)
+    axes.set_xlabel("live weights (% of the layer, log scale)")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.2, ncols=3)
     return figure
 
 

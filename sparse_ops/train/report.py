@@ -75,7 +75,8 @@ def _write(folder: RunFolder, plots: Any) -> Path:
         _section("Density per layer", "What is left in each layer.", plots.density(figures["density"], budget)),
         _section(
             "Cost",
-            f"{summary['timing']}, on {summary['machine']}; both networks in the faster of NCHW and channels_last. "
+            f"Time of a batch: {summary['timing']}, on {summary['machine']}; each network in the faster of NCHW and "
+            f"channels_last. "
             f"{layers(summary)} Outputs and accuracy are those of all {summary['test_images']:,} test images.",
             plots.cost(summary),
         ),
