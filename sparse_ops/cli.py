@@ -83,6 +83,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from sparse_ops.train import progress, recipe, report
     from sparse_ops.train.job import Job, Options
     from sparse_ops.train.loop import Stopped
+    from sparse_ops.train.run_folder import FinishedRun
 
     overrides = dict(map(recipe.parse_override, arguments.set))
     if arguments.seed is not None:
@@ -94,6 +95,9 @@ def _train(arguments: argparse.Namespace) -> int:
     display = progress.choose()
     try:
         summary = Job(read, options, display).run()
+    except FinishedRun as finished:
+        print(finished)
+        return 0
     except (Stopped, KeyboardInterrupt) as stop:
         display.close()
         why = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)

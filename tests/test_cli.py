@@ -7,7 +7,7 @@ import pytest
 
 from sparse_ops import cli
 from sparse_ops.train import deploy
-from sparse_ops.train.progress import Plain
+from sparse_ops.train.progress import LEGEND, Plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lose all their inputs:UserWarning")
 COMMANDS = ["train", "report", "verify", "info"]
@@ -60,7 +60,10 @@ def recipe(tmp_path, monkeypatch):
         (["train", "nowhere.toml"], "nowhere.toml cannot be read: No such file"),
         (["train", "RECIPE", "--set", "data.nam=x"], "unknown key 'data.nam'; did you mean 'data.name'?"),
         (["train", "RECIPE", "--set", "data.name=cifar10", "--data-dir", "nowhere"], "is missing; put"),
-        (["train", "RECIPE", "--set", "method.sparsity=1.5"], "sparsity is 1.5"),
+        (["train", "RECIPE", "--set", "method.sparsity=1.5"], "method.sparsity is 1.5"),
+        (["train", "RECIPE", "--set", "method.eta=-1"], "method.eta is -1.0, expected a finite number > 0"),
+        (["train", "RECIPE", "--set", "method.eta=fast"], "--set: method.eta is 'fast', expected a number"),
+        (["train", "RECIPE", "--set", "data.batch_size=100000"], "data.batch_size is 100000, but digits has 1,437"),
         (["train", "RECIPE", "--folds", "9"], "--folds is 9, expected 1 to 5"),
         (["train", "RECIPE", "--resume"], "holds no run to resume"),
         (["report", "nowhere"], "holds no finished run"),
@@ -98,16 +101,33 @@ def test_a_run_from_end_to_end(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     train = ["train", str(recipe), "--run", str(run)]
     assert cli.main([*train, "--max-epochs", "2"]) == 0
-    assert "--resume" in capsys.readouterr().out
+    before = capsys.readouterr().out.splitlines()
+    assert "--resume" in before[-1]
     assert cli.main([*train, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "one-shot magnitude" in out and "ART + HyperSparse left" in out
+    assert "art: regularize ends after epoch 2: its 1 epochs are over" in "".join(before)
+    assert sum(text.count(LEGEND) for text in (*before, out)) == 1
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file()}
+    assert cli.main([*train, "--resume"]) == 0
+    assert f"the run in {run} is finished, there is nothing to resume" in capsys.readouterr().out
+    assert cli.main([*train, "--max-epochs", "2"]) == 2
+    assert "--run DIR" in capsys.readouterr().err
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file()} == before
     assert (run / "report.html").is_file() and (run / "summary.json").is_file()
     (run / "report.html").unlink()
     assert cli.main(["report", str(run)]) == 0 and (run / "report.html").is_file()
     model = run / "model.safetensors"
+    capsys.readouterr()
     assert cli.main(["verify", str(model)]) == 0
-    assert "zeros" in capsys.readouterr().out
+    *rows, verdict = capsys.readouterr().out.splitlines()
+    assert verdict == "OK: the hash is right, the tensors are those that were saved"
+    head, *rows = rows[: rows.index("")]
+    assert head.split() == ["tensor", "stored", "shape", "dtype", "zeros", "bytes"]
+    ends = head.index("zeros") + 5, head.index("bytes") + 5
+    assert len(rows) > 5 and all(
+        row[end - 1].isdigit() and row[end : end + 1] in (" ", "") for row in rows for end in ends
+    )
     model.write_bytes(model.read_bytes()[:-7])
     assert cli.main(["verify", str(model)]) == 2
     assert str(model) in capsys.readouterr().err

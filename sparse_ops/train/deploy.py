@@ -32,6 +32,8 @@ def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder
     example = next(test.plain())[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
+    used = torch.get_num_threads()
+    policy = os.environ.get("OMP_WAIT_POLICY", "default")  # what PyTorch's threads do while they wait for each other
     try:
         sparse = sparse_ops.sparsify(pruned, example)
         table: Any = sparse.sparsify_table
@@ -55,6 +57,8 @@ def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder
         "layers": [layer | {"shape": list(layer["shape"])} for layer in table.to_dict()["layers"]],
         "test_images": len(data.test),
         "machine": f"{info.processor()}, {os.cpu_count()} logical cores",
+        "threads": {"layer_table": used, "networks": used},
+        "omp_wait_policy": policy,
         "max_abs_difference_sparse_vs_masked": float((found - wanted).abs().max()),
         "max_abs_difference_loaded_vs_sparse": float((again - found).abs().max()),
         "max_abs_output": float(wanted.abs().max()),
@@ -62,7 +66,8 @@ def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder
         "dense_ms": best["dense"],
         "sparse_ms": best["sparse"],
         "ms": {f"{name} {layout}": ms for (name, layout), ms in milliseconds.items()},
-        "timing": f"batch {BATCH}, float32, inference mode, {THREADS} threads, median of {ROUNDS} interleaved rounds",
+        "timing": f"batch {BATCH}, float32, inference mode, {used} thread{'s' * (used > 1)}, "
+        f"OMP_WAIT_POLICY {policy}, median of {ROUNDS} interleaved rounds",
         "dense_bytes": dense_file.stat().st_size,
         "sparse_bytes": model_file.stat().st_size,
         "model_file": str(model_file),

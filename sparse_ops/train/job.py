@@ -1,7 +1,6 @@
 """A recipe from beginning to end: train the method and its rivals, make the sparse network, prove it, time it."""
 
 import functools
-import inspect
 import math
 import time
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from torch import nn
 
 from sparse_ops import methods, optim
 from sparse_ops.train import data as data_sets
-from sparse_ops.train import deploy, figures, networks, run_folder
+from sparse_ops.train import deploy, figures, method_table, networks, run_folder
 from sparse_ops.train.augment import Augmentation, Batches
 from sparse_ops.train.data import DataSet
 from sparse_ops.train.dense import DenseTraining
 from sparse_ops.train.loop import Budget, Trainer, accuracy
 from sparse_ops.train.progress import Progress
-from sparse_ops.train.recipe import Recipe, unknown_key
+from sparse_ops.train.recipe import Recipe
 from sparse_ops.train.run_folder import RunFolder
 
 FOLDS = 5
@@ -60,7 +59,7 @@ class Job:
         if not 1 <= options.folds <= most:
             why = "" if most > 1 else f", since {recipe.data.name} has a fixed test set"
             raise ValueError(f"--folds is {options.folds}, expected 1{f' to {most}' if most > 1 else ''}{why}")
-        self.arguments = method_arguments(recipe.method)
+        self.arguments = method_table.arguments(recipe.method)
         try:
             self.device = torch.device(options.device)
         except RuntimeError:
@@ -76,9 +75,11 @@ class Job:
         begin = time.perf_counter()
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
+        threads = {"training": torch.get_num_threads()}
         sets = [self._load(fold) for fold in range(self.options.folds)]  # a missing file is told before all else
-        self._check_method(sets[0])
-        moved = self.folder.begin(self.recipe.to_toml(), resume=self.options.resume)
+        self._check(sets[0])
+        trial = self.options.max_epochs is not None
+        moved = self.folder.begin(self.recipe.to_toml(), resume=self.options.resume, trial=trial)
         if moved is not None:
             self.progress.say(moved)
         folds = [self._train(data, fold) for fold, data in enumerate(sets)]
@@ -87,7 +88,8 @@ class Job:
         summary |= deploy.deploy(first["method"].model, dense, sets[0], self.folder, self.progress)
         summary["seconds_train"] = sum(outcome.seconds for fold in folds for outcome in fold.values())
         summary["seconds_total"] = time.perf_counter() - begin + self.seconds_before
-        summary |= {"recipe": self.recipe.to_dict(), "threads": torch.get_num_threads(), "device": str(self.device)}
+        summary["threads"] = threads | summary["threads"]
+        summary |= {"recipe": self.recipe.to_dict(), "device": str(self.device)}
         histograms = {name: outcome.kept for name, outcome in first.items() if outcome.kept}
         density = figures.density(first["method"].model)
         self.folder.write_json(run_folder.FIGURES, {"magnitudes": histograms, "density": density})
@@ -104,11 +106,19 @@ class Job:
             report=lambda done, total: self.progress.bytes(f"downloading {self.recipe.data.name}", done, total),
         )
 
-    def _check_method(self, data: DataSet) -> None:
-        """Raise what the method has against its arguments before any file of an older run is touched."""
+    def _check(self, data: DataSet) -> None:
+        """Raise what data and method have against their settings before any file of an older run is touched."""
+        if self.recipe.data.batch_size > len(data.train):
+            raise ValueError(
+                f"data.batch_size is {self.recipe.data.batch_size}, but {self.recipe.data.name} has "
+                f"{len(data.train):,} training images"
+            )
         model = self._network(data)
         optimizer = optim.SGD(model.parameters(), **vars(self.recipe.optimizer))
-        methods.get(self.recipe.method["name"]).cls(model, optimizer, **self.arguments).detach()
+        try:
+            methods.get(self.recipe.method["name"]).cls(model, optimizer, **self.arguments).detach()
+        except (ValueError, TypeError) as error:
+            raise method_table.under_key(error, self.recipe.method) from None
 
     def _train(self, data: DataSet, fold: int) -> dict[str, Outcome]:
         name = self.recipe.method["name"]
@@ -192,18 +202,6 @@ class Job:
         summary["epochs"] = folds[0]["method"].epochs
         summary["epochs_per_fold"] = [fold["method"].epochs for fold in folds]
         return summary
-
-
-def method_arguments(table: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the method that [method] names; an unknown one is an error that names the nearest known."""
-    arguments = {key: value for key, value in table.items() if key != "name"}
-    known = inspect.signature(methods.get(table["name"]).cls).parameters
-    for key in arguments:
-        if key not in known or key in ("model", "optimizer"):
-            raise unknown_key(f"method.{key}", [f"method.{k}" for k in known if k not in ("model", "optimizer")])
-    if "sparsity" not in arguments:
-        raise ValueError("method.sparsity is missing; for example method.sparsity = 0.98")
-    return arguments
 
 
 def _most_epochs(arguments: dict[str, Any]) -> int:

@@ -129,6 +129,7 @@ class Trainer:
             "epoch": self.epoch + 1,
             "phase": phase,
             "phase_ends": change is not None,
+            "why": None if change is None else change.reason,
             "finished": self.method.finished,
             "lr": float(lr),
             "loss": loss / seen,

@@ -41,11 +41,34 @@ def figures(record: Record) -> str:
     return "  ".join(parts)
 
 
+LEGEND = (
+    "accuracies: train is that of the epoch's own batches while they were trained on; pruned is that of a copy with "
+    "the target's zeros, on training images; test is that of the network as it is, on test images, which decide nothing"
+)
+
+
+class Remarks:
+    """Lines beside the figures: what the accuracies are, once, and why a phase has ended."""
+
+    def __init__(self) -> None:
+        self.explained = False
+
+    def after(self, title: str, record: Record) -> list[str]:
+        """What is to be said after an epoch."""
+        lines = []
+        if record.get("pruned_accuracy") is not None and not self.explained:
+            self.explained = True
+            lines.append(LEGEND)
+        if record.get("why") is not None:
+            lines.append(f"{title}: {record['phase']} ends after epoch {record['epoch']}: {record['why']}")
+        return lines
+
+
 class Plain:
     """One line for every epoch."""
 
     def __init__(self) -> None:
-        self.title, self.last_download = "", 0.0
+        self.title, self.last_download, self.remarks = "", 0.0, Remarks()
 
     def stage(self, title: str, epochs: int, batches: int) -> None:
         self.title = title
@@ -55,6 +78,8 @@ class Plain:
 
     def epoch(self, record: Record) -> None:
         self.say(f"{self.title:22} {record['phase']:10} epoch {record['epoch']:3d}  {figures(record)}")
+        for line in self.remarks.after(self.title, record):
+            self.say(line)
 
     def bytes(self, name: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -85,7 +110,7 @@ class Bars:
             refresh_per_second=5,
         )
         self.bars.start()
-        self.title = ""
+        self.title, self.remarks = "", Remarks()
         self.epochs_bar = self.batches_bar = self.bytes_bar = None  # type: Any
 
     def stage(self, title: str, epochs: int, batches: int) -> None:
@@ -107,6 +132,8 @@ class Bars:
             description=f"{self.title} {record['phase']}",
             figures=figures(record),
         )
+        for line in self.remarks.after(self.title, record):
+            self.say(line)
         if record["finished"]:
             self._drop_batches()
         else:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import difflib
-import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparse_ops.train import keys, method_table
 from sparse_ops.train.data import SOURCES
 from sparse_ops.train.networks import NETWORKS
 
@@ -54,7 +54,7 @@ class Training:
 
 @dataclass
 class Recipe:
-    """A whole recipe. `method` is a table: name, and the arguments of that method (sparse_ops.methods)."""
+    """A whole recipe. `method` is a table: name, and every argument of that method (sparse_ops.methods)."""
 
     data: Data
     network: Network
@@ -80,10 +80,7 @@ class Recipe:
                 raise ValueError(f"{key} is {value}, expected {least} or more")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov is true, which needs optimizer.momentum above 0")
-        if "name" not in self.method:
-            raise ValueError('method.name is missing; for example method.name = "art"')
-        if not isinstance(self.method["name"], str):
-            raise TypeError(f"method.name is {self.method['name']!r}, expected str")
+        self.method = method_table.resolve(self.method)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
@@ -92,10 +89,12 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe with every default written out; `parse` reads it back to an equal recipe."""
         plain = self.to_dict()
-        lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if not isinstance(value, dict)]
+        lines = [f"{key} = {keys.toml(value)}" for key, value in plain.items() if not isinstance(value, dict)]
         for key, table in plain.items():
             if isinstance(table, dict):
-                lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in table.items())]
+                lines += ["", f"[{key}]", *(f"{k} = {keys.toml(v)}" for k, v in table.items())]
+                if key == "method":
+                    lines += [f"# {name} is not given" for name in method_table.not_given(table)]
         return "\n".join(lines) + "\n"
 
 
@@ -151,13 +150,6 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def unknown_key(key: str, known: Sequence[str]) -> ValueError:
-    """The error for a key that nothing reads."""
-    near = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return ValueError(f"unknown key {key!r}; {hint}")
-
-
 def _build(cls: type, table: Any, prefix: str) -> Any:
     if not isinstance(table, Mapping):
         raise TypeError(f"{prefix.rstrip('.')} is {table!r}, expected a table")
@@ -165,7 +157,7 @@ def _build(cls: type, table: Any, prefix: str) -> Any:
     values = {}
     for key, value in table.items():
         if key not in fields:
-            raise unknown_key(prefix + key, [prefix + name for name in fields])
+            raise keys.unknown(prefix + key, [prefix + name for name in fields])
         values[key] = _convert(fields[key].type, value, prefix + key)
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
@@ -176,12 +168,7 @@ def _build(cls: type, table: Any, prefix: str) -> Any:
 def _convert(kind: Any, value: Any, key: str) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build(kind, value, key + ".")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    expected = kind if isinstance(kind, type) else dict
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise TypeError(f"{key} is {value!r}, expected {expected.__name__}")
-    return value
+    return keys.typed(key, value, kind if isinstance(kind, type) else dict)
 
 
 def _one_of(key: str, value: str, known: Any) -> None:
@@ -189,13 +176,3 @@ def _one_of(key: str, value: str, known: Any) -> None:
         near = difflib.get_close_matches(value, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{key} is {value!r}{hint} (known: {', '.join(known)})")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)  # TOML's inf and nan are Python's
-    return json.dumps(value)

@@ -21,6 +21,10 @@ PREVIOUS = "previous"
 _FILES = (RECIPE, METRICS, CHECKPOINT, SUMMARY, FIGURES, REPORT, MODEL, DENSE, "stages")
 
 
+class FinishedRun(Exception):
+    """There is nothing to resume: the run in the folder is finished."""
+
+
 class RunFolder:
     """runs/<name>: recipe.toml, metrics.jsonl, checkpoint.pt, stages/, summary.json, model files and the report."""
 
@@ -30,14 +34,24 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def begin(self, recipe_toml: str, *, resume: bool) -> str | None:
-        """Make the folder ready: an old run is moved aside, or (resume) must be of the same recipe.
+    def begin(self, recipe_toml: str, *, resume: bool, trial: bool = False) -> str | None:
+        """Make the folder ready: an old run is moved aside, or (resume) must be of the same recipe and unfinished.
 
-        Returns a sentence that says where the old run went, None where there was none.
+        Returns a sentence that says where the old run went, None where there was none. FinishedRun where there is
+        nothing to resume; ValueError where a trial (--max-epochs) would move a finished run aside.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--run {self.path} is a file, expected a folder")
-        recipe = self / RECIPE
+        recipe, finished = self / RECIPE, (self / SUMMARY).exists()
+        if resume and finished:
+            raise FinishedRun(
+                f"the run in {self.path} is finished, there is nothing to resume and nothing was changed; "
+                f"sparse-ops report {self.path} makes its report again, --run DIR trains in another folder"
+            )
+        if trial and finished:
+            raise ValueError(
+                f"{self.path} holds a finished run; give a trial with --max-epochs another folder: --run DIR"
+            )
         if resume:
             if not recipe.is_file():
                 raise ValueError(f"{self.path} holds no run to resume")
@@ -63,6 +77,7 @@ class RunFolder:
         for name in _FILES:
             if (self / name).exists():
                 os.replace(self / name, old / name)
+        _name_model_file(old)
         return f"the {finished} run that was in {self.path} is now in {old}"
 
     def stage(self, name: str) -> Path:
@@ -102,6 +117,16 @@ class RunFolder:
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file of the run."""
         write_text(self / name, json.dumps(record, indent=2) + "\n")
+
+
+def _name_model_file(folder: Path) -> None:
+    """Let the summary of a run that was moved say where its model file lies now."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError):  # an unfinished run, or a damaged file that stays as it is
+        return
+    if isinstance(summary, dict) and "model_file" in summary:
+        write_text(folder / SUMMARY, json.dumps(summary | {"model_file": str(folder / MODEL)}, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

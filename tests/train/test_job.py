@@ -10,7 +10,7 @@ import sparse_ops
 from sparse_ops.train import data as data_sets
 from sparse_ops.train import deploy, networks, run_folder
 from sparse_ops.train.job import Job, Options
-from sparse_ops.train.loop import Stopped
+from sparse_ops.train.loop import Stopped, Trainer
 from sparse_ops.train.progress import Plain
 from sparse_ops.train.recipe import parse
 from sparse_ops.train.run_folder import RunFolder
@@ -33,6 +33,8 @@ TABLE = {
         "eta": 1.5,
     },
 }
+EPOCHS = {"pretrain_epochs": 1, "max_regularize_epochs": 1, "finetune_epochs": 1}
+SHORT = TABLE | {"method": TABLE["method"] | EPOCHS, "training": {"dense": False, "oneshot": False}}
 KEYS = """
 dense_accuracy sparse_accuracy oneshot_accuracy sparsity zeros prunable max_abs_difference_sparse_vs_masked
 dense_ms sparse_ms dense_bytes sparse_bytes seconds_train seconds_total model_file
@@ -70,6 +72,38 @@ def test_summary(finished):
     assert summary["dense_accuracy"] > 0.8 and summary["sparse_accuracy"] > 0.5
     assert summary["epochs"] <= 6 and summary["test_images"] == 360 and "cores" in summary["machine"]
     assert [layer["name"] for layer in summary["layers"]] == ["1", "4", "7"]
+
+
+def test_the_summary_says_how_it_was_timed(tmp_path, monkeypatch):
+    """Not what was asked for: what torch had when the layers and the networks were timed."""
+    seen = {}
+
+    def spy(name, module, attribute):
+        original = getattr(module, attribute)
+
+        def noting(*arguments, **options):
+            seen[name] = torch.get_num_threads()
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, attribute, noting)
+
+    spy("layer_table", sparse_ops, "sparsify")
+    spy("networks", deploy, "time_networks")
+    spy("training", Trainer, "run")
+    monkeypatch.setattr(deploy, "THREADS", 2)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    threads = torch.get_num_threads()
+    try:
+        summary = job(tmp_path / "run", SHORT, threads=1).run()
+    finally:
+        torch.set_num_threads(threads)
+    assert summary["threads"] == seen == {"training": 1, "layer_table": 2, "networks": 2}
+    assert summary["omp_wait_policy"] == "PASSIVE"
+    assert "2 threads, OMP_WAIT_POLICY PASSIVE, " in summary["timing"]
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(deploy, "THREADS", 1)
+    summary = job(tmp_path / "run", SHORT).run()
+    assert summary["omp_wait_policy"] == "default" and "1 thread, OMP_WAIT_POLICY default, " in summary["timing"]
 
 
 def test_the_rivals_train_for_as_many_epochs(finished):
@@ -135,9 +169,7 @@ def test_resume_gives_the_same_run(finished, tmp_path, epochs):
 
 
 def test_folds_are_averaged(tmp_path):
-    method = TABLE["method"] | {"pretrain_epochs": 1, "max_regularize_epochs": 1, "finetune_epochs": 1}
-    table = TABLE | {"method": method, "training": {"dense": False, "oneshot": False}}
-    summary = job(tmp_path / "run", table, folds=2).run()
+    summary = job(tmp_path / "run", SHORT, folds=2).run()
     values = summary["sparse_accuracy_per_fold"]
     assert len(values) == 2 and summary["sparse_accuracy"] == pytest.approx(sum(values) / 2)
     assert summary["dense_accuracy"] is None and summary["dense_bytes"] > summary["sparse_bytes"]
@@ -153,7 +185,24 @@ def test_folds_are_averaged(tmp_path):
         ),
         ({"method": {"name": "artt", "sparsity": 0.9}}, {}, "did you mean 'art'?"),
         ({"method": {"name": "art"}}, {}, "method.sparsity is missing"),
-        ({"method": {"name": "art", "sparsity": 1.0}}, {}, "sparsity is 1.0"),
+        ({"method": {"name": "art", "sparsity": 1.0}}, {}, "method.sparsity is 1.0"),
+        (
+            {"method": {"name": "art", "sparsity": 0.9, "eta": -1}},
+            {},
+            "method.eta is -1.0, expected a finite number > 0",
+        ),
+        (
+            {"method": {"name": "art", "sparsity": 0.9, "exclude": ["1", "4", "7"]}},
+            {},
+            "[method]: Sequential has no prunable weights",
+        ),
+        ({"method": {"name": "art", "sparsity": 0.9, "exclude": "stem"}}, {}, "method.exclude='stem' matches nothing"),
+        ({"method": {"name": "art", "sparsity": {"7": 0.5}}}, {}, "method.sparsity gives no number for 1.weight"),
+        (
+            {"data": {"name": "digits", "batch_size": 100_000}},
+            {},
+            "data.batch_size is 100000, but digits has 1,437 training images",
+        ),
         ({}, {"folds": 6}, "--folds is 6, expected 1 to 5"),
         ({"data": {"name": "cifar10"}}, {"folds": 2}, "--folds is 2, expected 1, since cifar10 has a fixed test set"),
         ({"data": {"name": "cifar10"}}, {}, "data_batch_1.bin is missing"),

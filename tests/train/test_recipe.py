@@ -1,14 +1,21 @@
 """Recipes: overrides, errors with the nearest key, round trip, and every recipe of the project."""
 
+import inspect
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from sparse_ops import methods
 from sparse_ops.train import recipe
 from sparse_ops.train.recipe import parse, parse_override, read
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 SMALL = {"data": {"name": "digits"}, "network": {"name": "mlp"}, "method": {"name": "art", "sparsity": 0.9}}
+
+
+def method(**changes):
+    return {"method": SMALL["method"] | changes}
 
 
 def write(tmp_path, text):
@@ -42,15 +49,15 @@ def test_overrides_win():
         ({"optimiser": {}}, ValueError, "unknown key 'optimiser'; did you mean 'optimizer'?"),
         ({"data": {"name": "digits", "batchsize": 3}}, ValueError, "'data.batchsize'; did you mean 'data.batch_size'?"),
         ({"data": {"name": "digits", "batch_size": 0}}, ValueError, "data.batch_size is 0, expected 1 or more"),
-        ({"data": {"name": "digits", "flip": 1}}, TypeError, "data.flip is 1, expected bool"),
-        ({"data": {"name": "digits", "crop": True}}, TypeError, "data.crop is True, expected int"),
+        ({"data": {"name": "digits", "flip": 1}}, TypeError, "data.flip is 1, expected true or false"),
+        ({"data": {"name": "digits", "crop": True}}, TypeError, "data.crop is True, expected an integer"),
         ({"data": {"name": "digit"}}, ValueError, "data.name is 'digit'; did you mean 'digits'?"),
         ({"data": {}}, ValueError, "data.name is missing"),
         ({"data": 3}, TypeError, "data is 3, expected a table"),
         ({"network": {"name": "vgg"}}, ValueError, "network.name is 'vgg'"),
         ({"method": {"sparsity": 0.9}}, ValueError, "method.name is missing"),
         ({"training": {"precision": "float16"}}, ValueError, "is 'float16'; did you mean 'bfloat16'?"),
-        ({"optimizer": {"lr": "fast"}}, TypeError, "optimizer.lr is 'fast', expected float"),
+        ({"optimizer": {"lr": "fast"}}, TypeError, "optimizer.lr is 'fast', expected a number"),
         (
             {"optimizer": {"weight_decay": float("inf")}},
             ValueError,
@@ -62,6 +69,13 @@ def test_overrides_win():
             "nesterov is true, which needs optimizer.momentum",
         ),
         ({"seed": -1}, ValueError, "seed is -1, expected 0 or more"),
+        ({"data": {"name": 3}}, TypeError, "data.name is 3, expected text in quotes"),
+        (method(eta="fast"), TypeError, "method.eta is 'fast', expected a number"),
+        (method(strict=1), TypeError, "method.strict is 1, expected true or false"),
+        (method(half_window=0.5), TypeError, "method.half_window is 0.5, expected an integer"),
+        (method(sparsity="high"), TypeError, "method.sparsity is 'high', expected a number"),
+        (method(exclude=[3]), TypeError, "method.exclude is [3], expected a name pattern in quotes, or a list of such"),
+        (method(name="artt"), ValueError, "there is no method 'artt'; did you mean 'art'?"),
     ],
 )
 def test_errors_name_key_and_value(change, error, message):
@@ -90,9 +104,23 @@ def test_errors_of_files_name_the_file(tmp_path):
         read(RECIPES[0], {"seed.x": 1})
 
 
+@pytest.mark.parametrize("name, cls", [("art", methods.ART), ("oneshot", methods.OneShot)])
+def test_every_default_of_the_method_is_written_out(name, cls, monkeypatch):
+    """An old run means the same when a default changes: its recipe.toml says what was in force."""
+    text = parse(SMALL | method(name=name)).to_toml()
+    parameters = inspect.signature(cls).parameters
+    defaults = {k: p.default for k, p in parameters.items() if p.default not in (inspect.Parameter.empty, None)}
+    written = tomllib.loads(text)["method"]
+    assert written == {"name": name, "sparsity": 0.9} | defaults and len(defaults) >= 8
+    assert "# prunable is not given\n# exclude is not given\n" in text
+    changed = [p.replace(default=7) if k == "finetune_epochs" else p for k, p in parameters.items()]
+    monkeypatch.setattr(cls, "__signature__", inspect.Signature(list(changed)), raising=False)
+    assert parse(SMALL | method(name=name)).method["finetune_epochs"] == 7
+    assert parse(tomllib.loads(text)).method["finetune_epochs"] == 160
+    assert parse(tomllib.loads(text)).to_toml() == text
+
+
 def test_method_may_hold_tables():
     table = SMALL | {"method": {"name": "art", "sparsity": {"stem.weight": 0.5, "b": 1}, "exclude": ["a", "b"]}}
-    import tomllib
-
     assert parse(tomllib.loads(parse(table).to_toml())) == parse(table)
     assert recipe.parse(table).method["sparsity"]["stem.weight"] == 0.5

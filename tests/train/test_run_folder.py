@@ -1,10 +1,12 @@
 """The files of a run: nothing is lost, nothing half-written is read."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from sparse_ops.train import run_folder
-from sparse_ops.train.run_folder import RunFolder, load_state, save_state
+from sparse_ops.train.run_folder import FinishedRun, RunFolder, load_state, save_state
 
 
 def test_a_new_run_moves_the_old_one_aside(tmp_path):
@@ -44,6 +46,43 @@ def test_a_run_that_was_moved_in_part_is_not_mixed_with_the_next(tmp_path):
     folder.begin("seed = 1\n", resume=False)
     assert RunFolder(folder / run_folder.PREVIOUS).read_json(run_folder.SUMMARY) == {"seed": 0}
     assert not (folder / run_folder.SUMMARY).exists()
+
+
+def contents(path):
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("text", ["seed = 0\n", "seed = 1\n"])
+def test_a_finished_run_is_neither_resumed_nor_moved_by_a_trial(tmp_path, text):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin("seed = 0\n", resume=False, trial=True)
+    folder.append_metrics({"epoch": 1})
+    folder.write_json(run_folder.SUMMARY, {"seed": 0})
+    before = contents(tmp_path)
+    with pytest.raises(FinishedRun, match=r"the run in .*run is finished, there is nothing to resume"):
+        folder.begin(text, resume=True)
+    with pytest.raises(ValueError, match=r"run holds a finished run; .* --max-epochs another folder: --run DIR"):
+        folder.begin(text, resume=False, trial=True)
+    assert contents(tmp_path) == before
+
+
+def test_the_summary_of_a_run_that_was_moved_names_its_model_file(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for seed in range(3):
+        folder.begin(f"seed = {seed}\n", resume=False)
+        (folder / run_folder.MODEL).write_text(f"model {seed}")
+        folder.write_json(run_folder.SUMMARY, {"seed": seed, "model_file": str(folder / run_folder.MODEL)})
+    for path, seed in ((folder.path / "previous", 0), (folder.path / "previous-2", 1), (folder.path, 2)):
+        summary = RunFolder(path).read_json(run_folder.SUMMARY)
+        assert summary["seed"] == seed and Path(summary["model_file"]).read_text() == f"model {seed}"
+
+
+def test_a_damaged_summary_is_moved_as_it_is(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin("seed = 0\n", resume=False)
+    (folder / run_folder.SUMMARY).write_text('{"model_file": ')
+    folder.begin("seed = 1\n", resume=False)
+    assert (folder / "previous" / run_folder.SUMMARY).read_text() == '{"model_file": '
 
 
 def test_a_file_is_no_folder_of_a_run(tmp_path):

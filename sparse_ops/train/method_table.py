@@ -1,0 +1,70 @@
+"""[method] of a recipe: checked against the method's constructor, its defaults written out, errors under its keys."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sparse_ops import methods
+from sparse_ops.train import keys
+
+_REQUIRED = inspect.Parameter.empty
+
+
+def resolve(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with every default of the constructor, so that it means the same when a default changes.
+
+    An argument whose default is None, which TOML cannot write, stays away where it is not given (`not_given`).
+    ValueError or TypeError naming the key for an unknown method or key, a missing sparsity, a value of another type.
+    """
+    if "name" not in table:
+        raise ValueError('method.name is missing; for example method.name = "art"')
+    name = keys.typed("method.name", table["name"], str)
+    defaults = _defaults(name)
+    for key in table:
+        if key not in ("name", *defaults):
+            raise keys.unknown(f"method.{key}", [f"method.{k}" for k in defaults])
+    if "sparsity" not in table:
+        raise ValueError("method.sparsity is missing; for example method.sparsity = 0.98")
+    resolved: dict[str, Any] = {"name": name}
+    for key, default in defaults.items():
+        if key in table:
+            resolved[key] = _typed(f"method.{key}", table[key], default)
+        elif default is not None:
+            resolved[key] = default
+    return resolved
+
+
+def arguments(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor takes beside model and optimizer."""
+    return {key: value for key, value in table.items() if key != "name"}
+
+
+def not_given(table: Mapping[str, Any]) -> list[str]:
+    """The arguments that keep a default of None."""
+    return [key for key in _defaults(table["name"]) if key not in table]
+
+
+def under_key(error: Exception, table: Mapping[str, Any]) -> Exception:
+    """An error of the constructor with the recipe's key in the place of the argument's name."""
+    text, known = str(error), "|".join(_defaults(table["name"]))
+    found = re.match(rf"(?:\w+: )?({known})\b", text)
+    return type(error)(f"method.{text[found.start(1) :]}" if found else f"[method]: {text}")
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(methods.get(name).cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in ("model", "optimizer")}
+
+
+def _typed(key: str, value: Any, default: Any) -> Any:
+    if default is _REQUIRED:  # sparsity: a number or a table of them
+        if not isinstance(value, Mapping):
+            keys.typed(key, value, float)
+        return value
+    if default is None:  # prunable, exclude
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(pattern, str) for pattern in listed):
+            raise TypeError(f"{key} is {value!r}, expected a name pattern in quotes, or a list of such")
+        return value
+    return keys.typed(key, value, type(default))
