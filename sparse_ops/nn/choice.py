@@ -1,6 +1,6 @@
 """Which of a model's layers run sparse: by measurement, threshold, or all; and the table that says why."""
 
-import time
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROUNDS = 15
-SAMPLE_SECONDS = 2e-3  # a short layer is repeated until a sample lasts this long
+from sparse_ops.nn import timing
+from sparse_ops.nn.timing import Times
+
+# A layer becomes sparse only where it is this much faster: close to 1 the choice would change from run to run, and with
+# it what is saved.
+LEAST_GAIN = 1.1
 # Below this share of zeros the values and their 32-bit columns take more memory than the dense weight.
 LEAST_SPARSITY = 0.5
 # The sparsity from which a layer is expected to be faster sparse; used where there is no example to measure with.
@@ -149,36 +153,8 @@ def _call(model: nn.Module, i: int, example: Any) -> None:
         raise kind(f"sparsify: the model failed on example {i} ({what}): {reason}") from error
 
 
-def _sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _least_ms(contenders: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """Least time of each, all timed in turn in every round.
-
-    The least and not the median: a choice is kept in the model and its file, and other programs on the machine only
-    ever add time. On two cores with four busy processes medians chose a layer dense that is three times faster sparse.
-    """
-
-    def seconds(run: Callable[[], Any], repeats: int) -> float:
-        _sync(device)
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        _sync(device)
-        return (time.perf_counter() - begin) / repeats
-
-    repeats = []
-    for run in contenders:
-        run()
-        repeats.append(max(1, round(SAMPLE_SECONDS / max(seconds(run, 1), 1e-7))))
-    samples = [[seconds(run, n) for run, n in zip(contenders, repeats, strict=True)] for _ in range(ROUNDS)]
-    return [1e3 * min(times) for times in zip(*samples, strict=True)]
-
-
-def measure(dense: nn.Module, sparse: nn.Module, inputs: set[LayerInput]) -> tuple[float, float]:
-    """(dense, sparse) milliseconds in inference over all inputs; a dense convolution in the better memory format."""
+def measure(dense: nn.Module, sparse: nn.Module, inputs: set[LayerInput]) -> Times:
+    """Of (dense, sparse) in inference over all inputs; a dense convolution in the better memory format."""
     autocast = next(iter(inputs)).autocast
     device = next(iter(inputs)).device
     given = [i.random(i.channels_last) for i in inputs]
@@ -195,5 +171,19 @@ def measure(dense: nn.Module, sparse: nn.Module, inputs: set[LayerInput]) -> tup
             layer._parameters["weight"] = nn.Parameter(dense.weight.detach().to(memory_format=form), False)
             contenders.append(all_of(layer, [i.random(last) for i in inputs]))
     with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        sparse_ms, *dense_ms = _least_ms(contenders, device)
-    return min(dense_ms), sparse_ms
+        times = timing.compare(contenders, device)
+    sparse_ms, *dense_ms = times.ms
+    return dataclasses.replace(times, ms=(min(dense_ms), sparse_ms))
+
+
+def judge(times: Times) -> tuple[bool, str]:
+    """Whether a layer with these (dense, sparse) times becomes sparse, and why."""
+    dense_ms, sparse_ms = times.ms
+    ratio = dense_ms / sparse_ms
+    sparse = ratio >= LEAST_GAIN
+    reason = f"{'' if sparse else 'sparse is '}{ratio:.2f} times as fast"
+    if 1 <= ratio < LEAST_GAIN:
+        reason += f", less than {LEAST_GAIN}"
+    if times.busy:
+        reason += f" (the machine was busy; {times.threads} thread{'s' if times.threads > 1 else ''})"
+    return sparse, reason

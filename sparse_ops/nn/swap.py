@@ -135,10 +135,10 @@ def _choose(
         return row(False, str(error)), None
     if threshold is not None or inputs is None:
         return row(True, f"at least {least:.2%} zeros"), sparse
-    times = choice.measure(_plain(layer, weight), sparse, inputs)
-    dense_ms, sparse_ms = times
-    ratio = f"{dense_ms / sparse_ms:.2f} times as fast"
-    return (row(True, ratio), sparse) if sparse_ms < dense_ms else (row(False, f"sparse is {ratio}"), None)
+    measured = choice.measure(_plain(layer, weight), sparse, inputs)
+    times = measured.ms[0], measured.ms[1]
+    faster, reason = choice.judge(measured)
+    return row(faster, reason), sparse if faster else None
 
 
 def _obstacle(name: str, layer: nn.Module, weight: Tensor, sparsity: float, owners: dict[int, list[str]]) -> str | None:

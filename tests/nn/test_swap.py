@@ -67,7 +67,7 @@ def test_measured_takes_the_faster_form_only(capsys):
     (first, second) = sparse.sparsify_table.layers
     assert isinstance(sparse[0], SparseLinear)
     assert first.sparse and first.sparse_ms < first.dense_ms
-    assert second.sparse == (second.sparse_ms < second.dense_ms) == isinstance(sparse[2], SparseLinear)
+    assert second.sparse == (1.1 * second.sparse_ms <= second.dense_ms) == isinstance(sparse[2], SparseLinear)
     printed = capsys.readouterr().out
     assert "1024 x 1024" in printed and "times as fast" in printed
     assert printed.strip() == str(sparse.sparsify_table)
