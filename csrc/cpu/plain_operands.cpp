@@ -46,6 +46,13 @@ bool same_places(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
+bool plain_scopes(const std::vector<int64_t>& scopes, size_t weights, int64_t rows) {
+  if (scopes.size() != weights) return false;
+  for (const int64_t scope : scopes)
+    if (scope < -1 || scope >= rows) return false;
+  return true;
+}
+
 bool apart(const Tensors& tensors) {
   std::vector<std::pair<const char*, const char*>> spans;
   spans.reserve(tensors.size());

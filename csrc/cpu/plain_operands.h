@@ -13,6 +13,9 @@ namespace sparse_ops {
 bool plain_operands(const Tensors& weights, std::initializer_list<const Tensors*> likes,
                     std::initializer_list<const Tensors*> packed);
 
+// True where there is one scope per weight, -1 or a row below `rows`.
+bool plain_scopes(const std::vector<int64_t>& scopes, size_t weights, int64_t rows);
+
 // True where no two tensors share memory.
 bool apart(const Tensors& tensors);
 

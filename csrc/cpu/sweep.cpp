@@ -170,7 +170,8 @@ bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors m
                       Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                       bool first_step, OptionalTensor grad_scale, OptionalTensor found_inf) {
-  if (!plain_operands(weights, {&grads, momenta.empty() ? &grads : &momenta}, {&masks, &groups}) || !apart(weights))
+  if (!plain_operands(weights, {&grads, momenta.empty() ? &grads : &momenta}, {&masks, &groups}) || !apart(weights) ||
+      !plain_scopes(scopes, weights.size(), coefficients.size(0)))
     return false;
   if (number(found_inf, 0) != 0) return true;
   SweepRule rule{};
@@ -198,7 +199,8 @@ bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensor
                         double beta2, double eps, double weight_decay, bool maximize, OptionalTensor grad_scale,
                         OptionalTensor found_inf) {
   const Tensors& last = max_exp_avg_sqs.empty() ? exp_avg_sqs : max_exp_avg_sqs;
-  if (!plain_operands(weights, {&grads, &exp_avgs, &exp_avg_sqs, &last}, {&masks, &groups}) || !apart(weights))
+  if (!plain_operands(weights, {&grads, &exp_avgs, &exp_avg_sqs, &last}, {&masks, &groups}) || !apart(weights) ||
+      !plain_scopes(scopes, weights.size(), coefficients.size(0)))
     return false;
   if (number(found_inf, 0) != 0) return true;
   SweepRule rule{};
@@ -227,7 +229,9 @@ bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensor
 
 bool sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
                     Tensor statistics, Tensor candidates) {
-  if (!plain_operands(weights, {}, {&masks}) || !apart(weights)) return false;
+  if (!plain_operands(weights, {}, {&masks}) || !apart(weights) ||
+      !plain_scopes(scopes, weights.size(), coefficients.size(0)))
+    return false;
   SweepRule rule{};
   rule.kind = RuleKind::observe;
   Sweep{weights, {}, {}, masks, {}, scopes, coefficients, brackets, statistics, candidates}.run("none", {rule});

@@ -155,7 +155,12 @@ void finish_scope(const Tensors& mine, const Settings& settings, Scope<T, Bits> 
 
 bool sweep_finish_(Tensors weights, Ints scopes, Ints ranks, double tolerance, bool exact, Tensor coefficients,
                    Tensor brackets, Tensor statistics, Tensor candidates, Tensor report) {
-  if (!plain_operands(weights, {}, {})) return false;
+  if (!plain_operands(weights, {}, {}) || !plain_scopes(scopes, weights.size(), coefficients.size(0))) return false;
+  std::vector<int64_t> sizes(ranks.size(), 0);
+  for (size_t t = 0; t < weights.size(); ++t)
+    if (scopes[t] >= 0) sizes[scopes[t]] += weights[t].numel();
+  for (size_t r = 0; r < ranks.size(); ++r)
+    if (ranks[r] < 0 || ranks[r] > sizes[r]) return false;
   auto* lines = static_cast<double*>(coefficients.mutable_data_ptr());
   auto* bracket = static_cast<double*>(brackets.mutable_data_ptr());
   auto* table = static_cast<double*>(statistics.mutable_data_ptr());
@@ -173,8 +178,7 @@ bool sweep_finish_(Tensors weights, Ints scopes, Ints ranks, double tolerance, b
     std::copy(table + r * kColumns, table + (r + 1) * kColumns, sums);
     std::fill(table + r * kColumns, table + (r + 1) * kColumns, 0.0);
     if (ranks[r] == 0 || (sums[6] == 0 && !exact)) continue;  // nothing was swept: the optimiser skipped this step
-    int64_t n = 0;
-    for (const Tensor& w : members[r]) n += w.numel();
+    const int64_t n = sizes[r];
     const auto finish = [&](auto zero, auto bits) {
       using T = decltype(zero);
       const Scope<T, decltype(bits)> scope{n,

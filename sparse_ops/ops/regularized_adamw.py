@@ -30,7 +30,8 @@ def _check(
         likes = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
         if max_exp_avg_sqs:
             likes["max_exp_avg_sqs"] = max_exp_avg_sqs
-        operands.check_tensors(OP, weights, likes, {"masks": masks, "groups": groups})
+        packed = {"masks": masks, "groups": groups}
+        operands.check_tensors(OP, weights, scopes, coefficients.shape[0], likes, packed)
     if len(steps) != len(weights):
         raise ValueError(f"{OP}: {len(weights)} weights but {len(steps)} steps")
     for i, step in enumerate(steps):

@@ -27,7 +27,8 @@ def _check(
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
     if tensors:
         likes = {"grads": grads} | ({"momenta": momenta} if momentum != 0 else {})
-        operands.check_tensors(OP, weights, likes, {"masks": masks, "groups": groups})
+        packed = {"masks": masks, "groups": groups}
+        operands.check_tensors(OP, weights, scopes, coefficients.shape[0], likes, packed)
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
     operands.check_penalty(OP, penalty)
     operands.check_scalar(OP, "grad_scale", grad_scale)

@@ -33,19 +33,20 @@ def _check(
 ) -> None:
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
     if tensors:
-        operands.check_tensors(OP, weights, {}, {})
+        operands.check_tensors(OP, weights, scopes, coefficients.shape[0], {}, {})
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
     rows = coefficients.shape[0]
     operands.check_table(OP, "report", report, rows, 8, weights)
     if len(ranks) != rows:
         raise ValueError(f"{OP}: {rows} scopes but {len(ranks)} ranks")
-    sizes = [0] * rows
-    for w, scope in zip(weights, scopes, strict=True):
-        if scope >= 0:
-            sizes[scope] += w.numel()
-    for r, k in enumerate(ranks):
-        if not 0 <= k <= sizes[r]:
-            raise ValueError(f"{OP}: ranks[{r}] is {k}, expected 0 (none) to {sizes[r]}, the weights of scope {r}")
+    if tensors:
+        sizes = [0] * rows
+        for w, scope in zip(weights, scopes, strict=True):
+            if scope >= 0:
+                sizes[scope] += w.numel()
+        for r, k in enumerate(ranks):
+            if not 0 <= k <= sizes[r]:
+                raise ValueError(f"{OP}: ranks[{r}] is {k}, expected 0 (none) to {sizes[r]}, the weights of scope {r}")
     if not 0 <= tolerance < 1:
         raise ValueError(f"{OP}: tolerance is {tolerance}, expected 0 <= tolerance < 1")
 

@@ -30,7 +30,7 @@ def _check(
 ) -> None:
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
     if tensors:
-        operands.check_tensors(OP, weights, {}, {"masks": masks})
+        operands.check_tensors(OP, weights, scopes, coefficients.shape[0], {}, {"masks": masks})
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
 
 

@@ -80,6 +80,8 @@ def check_scalar(op: str, name: str, value: Tensor | None) -> None:
 def check_tensors(
     op: str,
     weights: Sequence[Tensor],
+    scopes: Sequence[int],
+    rows: int,
     likes: Mapping[str, Sequence[Tensor]],
     packed: Mapping[str, Sequence[Tensor]],
 ) -> None:
@@ -94,6 +96,7 @@ def check_tensors(
         check_like(op, name, tensors, weights)
     for name, tensors in packed.items():
         check_packed(op, name, tensors, weights)
+    check_scopes(op, scopes, weights, rows)
 
 
 def accepted(op: str, answer: bool) -> None:
@@ -116,7 +119,6 @@ def check_state(
     check_table(op, "coefficients", coefficients, rows, 4, weights)
     check_table(op, "brackets", brackets, rows, 2, weights)
     check_table(op, "statistics", statistics, rows, 7, weights)
-    check_scopes(op, scopes, weights, rows)
     if candidates.dim() != 2 or candidates.shape[0] != rows or not candidates.is_contiguous():
         raise ValueError(f"{op}: candidates has shape {tuple(candidates.shape)}, expected a contiguous ({rows}, C)")
     if candidates.dtype not in (torch.float32, torch.float64) or candidates.device != coefficients.device:
