@@ -69,6 +69,9 @@ class SweepInside(torch.optim.Optimizer):
                 )
         states = [state_of(p) for p in params]
         keys = [(p.get_device(), kind) for p, kind in zip(params, map(self._kind, states), strict=True)]
+        if keys and keys.count(keys[0]) == len(keys):
+            yield self._bucket(params, grads, states)
+            return
         for key in dict.fromkeys(keys):
             mine = [i for i, other in enumerate(keys) if other == key]
             yield self._bucket([params[i] for i in mine], [grads[i] for i in mine], [states[i] for i in mine])
