@@ -72,6 +72,23 @@ def test_torch_compile_around_the_step(cls):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
+def test_extra_memory_is_a_bit_a_weight_and_one_per_cent():
+    n = 2**20
+    w = torch.nn.Parameter(torch.randn(1024, 1024))
+    optimizer = optim.SGD([w], lr=0.01, momentum=0.9)
+    sweep = Sweep({"w": w})
+    attach(optimizer, sweep)
+    sweep.set_penalty("hypersparse", 1e-2)
+    sweep.track(0.98)
+    sweep.set_masks({"w": magnitude_mask([w], 0.5)[0]})
+    w.grad = torch.randn_like(w)
+    optimizer.step()
+    held = {id(t): t.nbytes for t in vars(sweep).values() if isinstance(t, torch.Tensor)}
+    held |= {id(mask.bits): mask.bits.nbytes for mask in sweep.masks.values()}
+    assert n / 8 < sum(held.values()) <= n / 8 + 0.01 * 12 * n
+    assert set(optimizer.state[w]) == {"momentum_buffer"}
+
+
 def test_a_change_from_outside_is_seen():
     net, optimizer, sweep = swept()
     step(net, optimizer, 0)
