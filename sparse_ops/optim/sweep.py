@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparse_ops import checks
 from sparse_ops.masks import PackedMask
 from sparse_ops.ops.add_penalty_grad import add_penalty_grad_
+from sparse_ops.ops.hypersparse_loss import KNEE
 from sparse_ops.ops.sweep_finish import sweep_finish_
 from sparse_ops.ops.sweep_observe import sweep_observe_
 from sparse_ops.optim import verify
@@ -27,6 +28,10 @@ class Sweep:
     all in row 0). The penalty, its strength, the masks and the tracked sparsity are set by a method; optimisers call
     `begin`, hand `operands` to their op, and call `finish`. Nothing here synchronises with a CUDA device but
     `metrics`, `state_dict` and check=True.
+
+    Weights that are changed between two steps get exact coefficients before the next one. Changes are seen by torch's
+    version counters and by addresses: what is written through `.data`, or by foreign code that does not count, is not.
+    Call `refresh` after it, else one step uses the old threshold and coefficients.
 
     tolerance: the largest |ds/s| for which A is corrected instead of summed anew. exact_every: steps between two
     exact passes that are taken in any case. check=True recomputes threshold, coefficients and masks exactly after each
@@ -109,7 +114,8 @@ class Sweep:
         """Know after each step the magnitude at these shares of each scope's weights; None stops it.
 
         With sparsity kappa over n weights it is the (floor(kappa n) + 1)-th smallest. A scope with kappa 0 is not
-        tracked.
+        tracked: its scale, ratio and bracket are 0, and of its statistics a step takes the sum of magnitudes alone,
+        which shows what is not finite.
         """
         listed = [0.0 if sparsities is None else sparsities] * len(self.numel)
         if isinstance(sparsities, Sequence):
@@ -117,8 +123,13 @@ class Sweep:
         if len(listed) != len(self.numel) or not all(0 <= kappa < 1 for kappa in listed):  # type: ignore[operator]
             raise ValueError(f"Sweep: tracked sparsities are {listed} for {len(self.numel)} scopes in [0, 1)")
         ranks = [math.floor(k * n) + 1 if k > 0 else 0 for k, n in zip(listed, self.numel, strict=True)]  # type: ignore[operator]
-        if ranks != self.ranks:
-            self.ranks, self._seen = ranks, None
+        if ranks == self.ranks:
+            return
+        self.ranks, self._seen = ranks, None
+        for r, rank in enumerate(ranks):
+            if rank == 0:  # with the scale left, a masked step of 4 M weights takes 2.9 ms instead of 2.3, one thread
+                self.coefficients[r, 2:] = 0
+                self.brackets[r] = 0
 
     @property
     def masks(self) -> dict[str, PackedMask]:
@@ -190,7 +201,10 @@ class Sweep:
             self._verify()
 
     def refresh(self) -> None:
-        """Exact threshold and coefficients of the weights as they are, after a change that was not an update."""
+        """Exact threshold and coefficients of the weights as they are, after a change that was not an update.
+
+        Changes that torch's version counters show are seen without it; those through `.data` are not.
+        """
         self._masks.apply(list(self.weights.items()))
         if any(self.ranks):
             self._finish(exact=True)
@@ -351,17 +365,21 @@ class Sweep:
     def _warn_without_threshold(self) -> None:
         if self._warned or self.penalty != "hypersparse":
             return
-        for r, rank in enumerate(self.ranks):
-            if rank and self.report[r, 0].item() == 0:
-                names = [name for name, scope in self.scopes.items() if scope == r]
-                listed = names[0] if len(names) == 1 else f"{len(names)} weights"
-                warnings.warn(
-                    f"HyperSparse: the {rank}-th smallest magnitude of {listed} is 0, since more weights than the "
-                    "target are exactly zero; no penalty is added while that is so",
-                    stacklevel=4,
-                )
-                self._warned = True
-                return
+        thresholds, scales = self.report[:, 0].tolist(), self.coefficients[:, 2].tolist()
+        for r, (rank, threshold, scale) in enumerate(zip(self.ranks, thresholds, scales, strict=True)):
+            if rank == 0 or scale != 0:
+                continue
+            names = [name for name, scope in self.scopes.items() if scope == r]
+            listed = names[0] if len(names) == 1 else f"{len(names)} weights"
+            why = f"the {rank}-th smallest magnitude of {listed} is {threshold:.3g}, "
+            if threshold == 0:
+                why += "since more weights than the target are exactly zero"
+            else:
+                kind = str(self.candidates.dtype).removeprefix("torch.")
+                why += f"so small that the scale {KNEE} / {threshold:.3g} or its product with N/A is no finite {kind}"
+            warnings.warn(f"HyperSparse: {why}; no penalty is added while that is so", stacklevel=4)
+            self._warned = True
+            return
 
     def _verify(self) -> None:
         verify.masks_hold((name, self.weights[name], mask) for name, mask in self._masks.masks.items())
@@ -369,4 +387,5 @@ class Sweep:
             if rank:
                 mine = [w for name, w in self.weights.items() if self.scopes[name] == r]
                 threshold, (scale, ratio) = self.report[r, 0].item(), self.coefficients[r, 2:].tolist()
-                verify.scope_holds(r, mine, rank, self.tolerance, threshold, scale, ratio)
+                largest = torch.finfo(self.candidates.dtype).max
+                verify.scope_holds(r, mine, rank, self.tolerance, largest, threshold, scale, ratio)

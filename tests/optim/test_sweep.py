@@ -169,6 +169,68 @@ def test_no_threshold_is_no_penalty_and_one_warning():
     torch.testing.assert_close([*net.parameters()], before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("make", [optim.SGD, torch.optim.SGD])
+def test_weights_too_small_for_a_scale_are_no_penalty_and_one_warning_of_their_own(make):
+    """A threshold of 1.1e-39 wants a scale of 5.8e38, which float32 does not hold."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 64, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(1e-38)
+    before = layer.weight.detach().clone()
+    optimizer = make(layer.parameters(), lr=1.0)
+    sweep = Sweep({"weight": layer.weight}, check=True)
+    attach(optimizer, sweep)
+    sweep.set_penalty("hypersparse", 1.0)
+    sweep.track(0.9)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    with pytest.warns(UserWarning, match=r"magnitude of weight is 1.13e-39, so small that the scale") as caught:
+        optimizer.step()
+        optimizer.step()
+    assert len(caught) == 1
+    assert torch.equal(layer.weight, before) and sweep.metrics()["scale"] == 0
+
+
+def test_a_scope_that_is_no_longer_tracked_costs_no_statistics_but_the_sum():
+    net, optimizer, sweep = swept(scopes=[0, 1, 0])
+    step(net, optimizer, 0)
+    assert (sweep.coefficients[:, 2:] > 0).all() and (sweep.brackets[:, 1] > 0).all()
+    sweep.track([0.9, 0.0])
+    assert (sweep.coefficients[0, 2:] > 0).all() and (sweep.brackets[0, 1] > 0).all()
+    sweep.set_penalty("none")
+    sweep.track(None)
+    assert (sweep.coefficients == 0).all() and (sweep.brackets == 0).all()
+    finish, statistics = sweep._finish, []
+    sweep._finish = lambda exact: (statistics.append(sweep.statistics.clone()), finish(exact))
+    step(net, optimizer, 1)
+    assert sweep.metrics() == {"strength": 0.0}
+    N, tanh, _, curvature, _, candidates, swept_weights = statistics[0].unbind(1)
+    assert (N > 0).all() and swept_weights.tolist() == sweep.numel
+    assert (tanh == 0).all() and (curvature == 0).all() and (candidates == 0).all()
+    sweep.track(0.9)
+    step(net, optimizer, 2)
+    values = sweep.metrics()
+    for r in range(2):
+        mine = [w.detach().double().abs().flatten() for name, w in sweep.weights.items() if sweep.scopes[name] == r]
+        u = torch.cat(mine).sort().values
+        threshold = u[int(0.9 * u.numel())].item()
+        s = 0.6585 / threshold
+        exact = threshold, s, (u.sum() / torch.tanh(s * u).sum()).item()
+        assert [values[f"{key}/{r}"] for key in ("threshold", "scale", "ratio")] == pytest.approx(exact, rel=1e-6)
+
+
+def test_an_edit_through_data_wants_a_refresh():
+    net, optimizer, sweep = swept()
+    sweep.check = False
+    step(net, optimizer, 0)
+    net[5].weight.data.mul_(3)
+    assert sweep.metrics()["threshold"] != exactly(sweep)[0]
+    sweep.begin()  # as a step begins: nothing shows that the weight has changed
+    assert sweep.metrics()["threshold"] != exactly(sweep)[0]
+    sweep.refresh()
+    values = sweep.metrics()
+    assert (values["threshold"], values["scale"], values["ratio"]) == pytest.approx(exactly(sweep), rel=1e-6)
+
+
 def test_masks_follow_the_memory_format():
     net, optimizer, sweep = swept()
     masks = dict(zip(sweep.weights, magnitude_mask(list(sweep.weights.values()), 0.5), strict=True))
