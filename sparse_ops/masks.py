@@ -146,14 +146,23 @@ def _round_to_total(ideal: list[float], sizes: list[int], total: int) -> list[in
     return zeros
 
 
-def _keep_alive(zeros: list[int], sizes: list[int], min_nonzeros: int) -> list[int]:
-    """The same total of zeros with at least min_nonzeros (or all) survivors in each layer."""
+def check_min_nonzeros(zeros: int, sizes: Sequence[int], min_nonzeros: int) -> None:
+    """ValueError where so many zeros in all leave too few weights for each layer to keep min_nonzeros (or all)."""
     if isinstance(min_nonzeros, bool) or not isinstance(min_nonzeros, int) or min_nonzeros < 0:
         raise ValueError(f"min_nonzeros is {min_nonzeros!r}, expected an integer >= 0")
+    left, needed = sum(sizes) - zeros, sum(min(min_nonzeros, n) for n in sizes)
+    if left < needed:
+        raise ValueError(
+            f"min_nonzeros is {min_nonzeros}, but the budget leaves {left} of {sum(sizes)} weights, fewer than the "
+            f"{needed} that {len(sizes)} layers would keep"
+        )
+
+
+def _keep_alive(zeros: list[int], sizes: list[int], min_nonzeros: int) -> list[int]:
+    """The same total of zeros with at least min_nonzeros (or all) survivors in each layer."""
+    check_min_nonzeros(sum(zeros), sizes, min_nonzeros)
     needed = [min(min_nonzeros, n) for n in sizes]
     left = [n - z for n, z in zip(sizes, zeros, strict=True)]
-    if sum(left) < sum(needed):
-        raise ValueError(f"min_nonzeros is {min_nonzeros}, but the budget leaves {sum(left)} of {sum(sizes)} weights")
     for i, need in enumerate(needed):
         while left[i] < need:
             donor = max(range(len(left)), key=lambda j: left[j] - needed[j])

@@ -88,21 +88,24 @@ def plan(
     *,
     scope: Scope = "global",
     count: Count = "nearest",
+    min_nonzeros: int = 0,
     prunable: Filters = None,
     exclude: Filters = None,
 ) -> Plan:
     """What a method would do to a model: which weights, how many zeros, what is skipped and why.
 
     sparsity: share of zeros among the prunable weights, in [0, 1). scope: a global budget fixes only the total before
-    the network is pruned; "uniform" and "erk" fix each layer's. prunable, exclude, count: as in `sparse_ops.methods`.
-    ValueError for a sparsity outside [0, 1) and for a model without prunable weights.
+    the network is pruned; "uniform" and "erk" fix each layer's. prunable, exclude, count, min_nonzeros: as in
+    `sparse_ops.methods`. ValueError for a sparsity outside [0, 1), for a model without prunable weights, and where the
+    budget leaves too few weights for every layer to keep min_nonzeros.
     """
     selection = _select(model, prunable, exclude)
     sizes = [w.parameter.numel() for w in selection.weights]
     total = masks.budget(sum(sizes), sparsity, count)
+    masks.check_min_nonzeros(total, sizes, min_nonzeros)
     zeros: Sequence[int | None] = [None] * len(sizes)
     if scope != "global":
-        zeros = masks.layer_zeros([w.parameter.shape for w in selection.weights], sparsity, scope, count)
+        zeros = masks.layer_zeros([w.parameter.shape for w in selection.weights], sparsity, scope, count, min_nonzeros)
     layers = [
         PlannedLayer(w.name, w.kind, tuple(w.parameter.shape), n, z, break_even_sparsity(kind), _stays_dense(kind))
         for w, n, z in zip(selection.weights, sizes, zeros, strict=True)

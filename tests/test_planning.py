@@ -31,6 +31,15 @@ def test_layer_plans_add_up_to_the_budget(scope):
     assert all(0 <= layer.zeros <= layer.weights for layer in plan.layers)
 
 
+def test_min_nonzeros_as_in_the_methods():
+    plan = sparse_ops.plan(cnn(), 0.9, scope="uniform", min_nonzeros=60)
+    assert [layer.weights - layer.zeros for layer in plan.layers] == [60, 84, 60]
+    assert plan.zeros == int(0.9 * plan.weights + 0.5)
+    for scope in ("global", "uniform", "erk"):
+        with pytest.raises(ValueError, match="min_nonzeros is 100, but the budget leaves 204 of 2040 weights"):
+            sparse_ops.plan(cnn(), 0.9, scope=scope, min_nonzeros=100)
+
+
 def test_break_even_by_kind():
     net = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Conv2d(4, 8, 1), nn.Linear(4, 4))
     plan = sparse_ops.plan(net, 0.5)

@@ -57,6 +57,11 @@ class Budget:
                 raise ValueError(f"sparsity[{pattern!r}] matches none of the prunable weights: {', '.join(names)}")
         return found
 
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """ValueError where sparsity does not fit these weights' names, or leaves fewer of them than min_nonzeros."""
+        sizes, layers = [w.numel() for w in weights.values()], self.per_layer(list(weights))
+        masks.check_min_nonzeros(self._zeros(sizes, layers), sizes, self.min_nonzeros)
+
     def masks(self, weights: Mapping[str, Tensor]) -> dict[str, PackedMask]:
         """The masks with the budget's zeros at the smallest magnitudes of these weights; {} for a budget of none."""
         layers = self.per_layer(list(weights))
@@ -71,7 +76,9 @@ class Budget:
         """How many zeros the masks hold; None for count="art", where ties decide."""
         if self.count == "art":
             return None
-        sizes, layers = [w.numel() for w in weights.values()], self.per_layer(list(weights))
+        return self._zeros([w.numel() for w in weights.values()], self.per_layer(list(weights)))
+
+    def _zeros(self, sizes: Sequence[int], layers: Sequence[float] | None) -> int:
         if layers is not None:
             return sum([masks.budget(n, s, self.count) for n, s in zip(sizes, layers, strict=True)])
         assert not isinstance(self.sparsity, Mapping)

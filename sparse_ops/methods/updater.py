@@ -46,6 +46,10 @@ class Sparsifier(ABC):
     lr: "method" sets the initial learning rate times `lr_factor` where a phase begins or the factor changes, "user"
     never touches it. strict: an error where a layer or an output would lose its last weight, instead of a warning.
     check: verify each step exactly (slow, for debugging).
+
+    Weights may be changed between steps (in place, by load_state_dict, by an optimiser of their own): torch's version
+    counters show it, and threshold and penalty follow. They do not show what is written through `.data`: call
+    `refresh` after that.
     """
 
     name: ClassVar[str]
@@ -75,7 +79,7 @@ class Sparsifier(ABC):
         self.budget = Budget(sparsity, scope, count, min_nonzeros)
         self.selection = select(model, prunable, exclude)
         self.weights: dict[str, nn.Parameter] = self.selection.parameters
-        self.budget.per_layer(list(self.weights))
+        self.budget.check(self.weights)
         for name, weight in self.weights.items():
             bad = weight.detach()[~torch.isfinite(weight.detach())]
             if bad.numel():
@@ -87,6 +91,7 @@ class Sparsifier(ABC):
         self._know_groups()
         self._factor_set = 1.0
         self._history: list[dict[str, Any]] = []
+        self._kept_metrics: tuple[int, dict[str, float]] | None = None  # steps so far, the scalars of the last of them
         self._phase = 0
         self._final = False
 
@@ -152,7 +157,7 @@ class Sparsifier(ABC):
             )
         train_accuracy = None if train_accuracy is None else fraction("train_accuracy", train_accuracy)
         before, lr_factor = self.phase, self.lr_factor if self.lr == "method" else None
-        metrics = self.metrics()
+        metrics = self._keep_metrics()
         record, reason = self._judge(evaluate, train_accuracy)
         self._history.append(
             {"epoch": self.epoch + 1, "phase": before, "lr_factor": lr_factor, "train_accuracy": train_accuracy}
@@ -185,12 +190,25 @@ class Sparsifier(ABC):
         """
         self.sweep.add_penalty_grad_(grad_scale)
 
+    def refresh(self) -> None:
+        """Exact threshold and coefficients, and the masks, for weights that were changed through `.data`."""
+        self.sweep.refresh()
+
     def metrics(self) -> dict[str, float]:
-        """Scalars for any logger: lambda, threshold, hit_rate and others of the last step; sparsity of the masks."""
-        values = self.sweep.metrics()
-        strength = values.pop("strength")
-        if self.sweep.penalty != "none":
-            values = {"lambda": strength} | values
+        """Scalars for any logger: lambda, threshold, hit_rate and others of the last step; sparsity of the masks.
+
+        Those of a step hold until the next one, also where an epoch or a phase has ended since; there are none before
+        the first.
+        """
+        if self.sweep.steps == 0:
+            values: dict[str, float] = {}
+        elif self._kept_metrics is not None and self._kept_metrics[0] == self.sweep.steps:
+            values = self._kept_metrics[1]
+        else:
+            values = self.sweep.metrics()
+            strength = values.pop("strength")
+            if self.sweep.penalty != "none":
+                values = {"lambda": strength} | values
         zeros = sum(mask.zeros for mask in self.masks.values())
         return values | {"sparsity": zeros / self.selection.numel}
 
@@ -245,6 +263,7 @@ class Sparsifier(ABC):
             "base_lrs": list(self._base_lrs),
             "lr_factor": self._factor_set,
             "history": [dict(row) for row in self._history],
+            "metrics": None if self._kept_metrics is None else [self._kept_metrics[0], dict(self._kept_metrics[1])],
             "sweep": self.sweep.state_dict(),
             "masks": self.sweep.state_dict()["masks"],
             "state": self._method_state(),
@@ -279,6 +298,8 @@ class Sparsifier(ABC):
         self.epoch, self.phase_epoch = state["epoch"], state["phase_epoch"]
         self._base_lrs, self._factor_set = list(state["base_lrs"]), state["lr_factor"]
         self._history = [dict(row) for row in state["history"]]
+        kept = state.get("metrics")
+        self._kept_metrics = None if kept is None else (kept[0], dict(kept[1]))
         self._load_method_state(state["state"])
 
     # Inside
@@ -293,7 +314,15 @@ class Sparsifier(ABC):
         self.sweep.set_masks(masks)
         reset_state(self.optimizer)
 
+    def _keep_metrics(self) -> dict[str, float]:
+        """The scalars of the last step, which a new phase or strength would overwrite before the next one."""
+        metrics = self.metrics()
+        if self.sweep.steps:
+            self._kept_metrics = self.sweep.steps, {k: v for k, v in metrics.items() if k != "sparsity"}
+        return metrics
+
     def _advance(self) -> None:
+        self._keep_metrics()
         self._phase += 1
         self.phase_epoch = 0
         if not self.finished:
