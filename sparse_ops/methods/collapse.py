@@ -11,6 +11,9 @@ class CollapseWarning(UserWarning):
     """A mask leaves a layer, or all inputs of some of its outputs, without any weight."""
 
 
+_REMEDY = "min_nonzeros= keeps layers alive, as does a lower sparsity"
+
+
 def without_weights(masks: Mapping[str, PackedMask]) -> dict[str, tuple[int, int]]:
     """Name -> (outputs without any weight, outputs), for each mask that has such outputs."""
     found = {}
@@ -23,22 +26,26 @@ def without_weights(masks: Mapping[str, PackedMask]) -> dict[str, tuple[int, int
 
 
 def guard(method: str, masks: Mapping[str, PackedMask], strict: bool) -> None:
-    """CollapseWarning naming the layers and how many of their outputs lose their last weight; ValueError if strict."""
+    """A CollapseWarning for layers without any weight, one for outputs that lose their last; ValueError if strict."""
     found = without_weights(masks)
     if not found:
         return
     layers = [name for name, (dead, outputs) in found.items() if dead == outputs]
     outputs = [f"{name} ({dead} of {total} outputs)" for name, (dead, total) in found.items() if dead < total]
-    sentences = []
+    messages = []
     if layers:
-        sentences.append(f"no weight survives in {', '.join(layers)}")
+        subject, around = ("they give", "them") if len(layers) > 1 else ("it gives", "it")
+        messages.append(
+            f"{method}: no weight survives in {', '.join(layers)}: {subject} the same output for any input, and so "
+            f"does the whole network unless a path leads around {around}; {_REMEDY}"
+        )
     if outputs:
         usual = "single ones are usual at high sparsity"
-        sentences.append(f"some outputs lose all their inputs: {', '.join(outputs)}; {usual}")
-    message = f"{method}: {'; '.join(sentences)}. min_nonzeros= keeps layers alive, as does a lower sparsity"
+        messages.append(f"{method}: some outputs lose all their inputs: {', '.join(outputs)}; {usual}; {_REMEDY}")
     if strict:
-        raise ValueError(message)
-    warnings.warn(message, CollapseWarning, stacklevel=_outside())
+        raise ValueError("\n".join(messages))
+    for message in messages:
+        warnings.warn(message, CollapseWarning, stacklevel=_outside())
 
 
 def _outside() -> int:

@@ -1,6 +1,7 @@
 """One suite for every method of the registry, with every kind of optimiser, on a CNN and on a transformer."""
 
 import copy
+import re
 
 import method_runs
 import pytest
@@ -259,19 +260,70 @@ def test_the_guard_against_collapse(info):
     skip = {"prepare": tiny, "pretrain_epochs": 0, "finetune_epochs": 0}
     if info.name == "art":
         skip["max_regularize_epochs"] = 0
-    with pytest.warns(
-        methods.CollapseWarning, match=r"no weight survives in 7.weight; .*5.weight \(\d+ of 24 "
-    ) as seen:
+    with pytest.warns(methods.CollapseWarning) as seen:
         Run(info, OPTIMIZERS["ours sgd"], **skip)
-    assert seen[0].filename == method_runs.__file__  # where the sparsifier is made, not where the library notices
+    constant, outputs = (str(warning.message) for warning in seen)
+    assert "no weight survives in 7.weight: it gives the same output for any input" in constant
+    assert "some outputs lose all their inputs" not in constant and "7.weight" not in outputs
+    assert re.search(r"some outputs lose all their inputs: .*5.weight \(\d+ of 24 outputs\)", outputs)
+    # where the sparsifier is made, not where the library notices
+    assert {warning.filename for warning in seen} == {method_runs.__file__}
     with pytest.warns(methods.CollapseWarning, match="single ones are usual at high sparsity") as seen:
         Run(info, OPTIMIZERS["ours sgd"], prepare=tiny).finish()
     assert seen[0].filename == method_runs.__file__  # where end_epoch is called
-    with pytest.raises(ValueError, match=r"no weight survives in 7.weight"):
+    with pytest.raises(ValueError, match=r"(?s)no weight survives in 7.weight.*some outputs lose all"):
         Run(info, OPTIMIZERS["ours sgd"], strict=True, **skip)
     alive = Run(info, OPTIMIZERS["ours sgd"], min_nonzeros=3, **skip)
     assert min(mask.numel - mask.zeros for mask in alive.method.masks.values()) == 3
     check_zeros(alive, info)
+
+
+def test_a_network_that_is_cut_is_constant(info):
+    """What the warning about a layer without weights says, and when it is the only one."""
+
+    def cut(net):
+        with torch.no_grad():
+            net[7].weight.mul_(1e-9)
+            net[0].weight.add_(net[0].weight.sign())  # no output of another layer dies
+            net[5].weight.add_(net[5].weight.sign())
+
+    skip = {"pretrain_epochs": 0, "finetune_epochs": 0} | ({"max_regularize_epochs": 0} if info.name == "art" else {})
+    net = NETWORKS["cnn"]()
+    with pytest.warns(methods.CollapseWarning, match="so does the whole network unless a path leads around it") as seen:
+        Run(info, OPTIMIZERS["ours sgd"], net=net, prepare=cut, sparsity=0.0475, **skip)
+    assert len(seen) == 1
+    x, _ = next(batches("cnn", 1))
+    assert torch.equal(net.eval()(x), net(2 * x + 1))
+
+
+def test_metrics_are_those_of_the_last_step_until_the_next(info):
+    run = Run(info, OPTIMIZERS["ours sgd"])
+    assert run.method.metrics() == {"sparsity": 0.0}
+    while not run.method.finished:
+        for x, y in batches("cnn", 2, run.number):
+            run.step(x, y)
+        phase, last = run.method.phase, run.method.metrics()
+        assert ("lambda" in last) == ("threshold" in last) == (phase == "regularize")
+        run.number += 1
+        run.method.end_epoch(lambda model: 0.5, train_accuracy=0.9)
+        zeros = sum(mask.zeros for mask in run.method.masks.values())
+        after = last | {"sparsity": zeros / run.method.selection.numel}
+        assert run.method.metrics() == after
+        resumed = Run(info, OPTIMIZERS["ours sgd"])
+        resumed.method.load_state_dict(copy.deepcopy(run.method.state_dict()))
+        assert resumed.method.metrics() == after
+    run.method.finalize()
+    assert run.method.metrics() == after
+
+
+def test_metrics_after_an_early_finalize(info):
+    run = Run(info, OPTIMIZERS["torch sgd"]).until(info.cls.phases[-2])
+    run.step(*next(batches("cnn", 1)))
+    last = run.method.metrics()
+    run.method.finalize()
+    assert {k: v for k, v in run.method.metrics().items() if k != "sparsity"} == {
+        k: v for k, v in last.items() if k != "sparsity"
+    }
 
 
 def test_report_counts_epochs_from_1_and_leaves_out_a_factor_that_was_not_applied(info):
