@@ -29,6 +29,9 @@ class ART(Sparsifier):
     `max_regularize_epochs` (without train_accuracy: only then). finetune: from the best pruned weights with a fixed
     mask and a cleared optimiser, the learning rate times 0.1 at half and at three quarters of `finetune_epochs`.
 
+    An evaluation takes one copy of the model's tensors, from which the model is restored and the pruned network is
+    kept. Weights that were edited through `.data` need a `refresh()`: nothing else shows that they have changed.
+
     The defaults are the authors' for CIFAR-10 with SGD at learning rate 0.1. The other arguments are those of
     `Sparsifier`; count="art" prunes as the authors do, floor(sparsity n) + 1 weights and all ties.
     """
@@ -110,9 +113,9 @@ class ART(Sparsifier):
         if evaluate is None:
             raise ValueError("ART: end_epoch needs evaluate (model -> accuracy in [0, 1]) in the phase 'regularize'")
         masks = self.budget.masks(self.weights)
-        with torch.no_grad(), pruned(self.model, self.weights, masks):
+        with torch.no_grad(), pruned(self.model, self.weights, masks) as copied:
             accuracy = fraction("the accuracy that evaluate returned", evaluate(self.model))
-        self.best.add(Snapshot.take(self.model, self.weights, masks), accuracy)
+        self.best.add(Snapshot.take(self.model, self.weights, masks, copied), accuracy)
         self._grow(self.phase_epoch + 1)
         record = {"pruned_accuracy": accuracy, "best_mean_accuracy": self.best.mean}
         if train_accuracy is not None and self.best.mean > train_accuracy:

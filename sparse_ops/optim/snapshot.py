@@ -14,20 +14,24 @@ from sparse_ops.optim.packed import PackedBits, packed_state, unpacked_state
 
 @contextlib.contextmanager
 @torch.no_grad()
-def pruned(model: nn.Module, weights: Mapping[str, nn.Parameter], masks: Mapping[str, PackedMask]) -> Iterator[None]:
+def pruned(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], masks: Mapping[str, PackedMask]
+) -> Iterator[dict[str, Tensor]]:
     """Within the `with` the model is pruned and in eval mode; after it, also after an error, all is as it was.
 
-    The one copy that is taken holds the pruned weights and the buffers, which an evaluation may change.
+    Yields the one copy that is taken: name -> what the tensor held before, for all parameters and buffers. After the
+    `with` it is the caller's, who may make a Snapshot of it.
     """
-    kept = [(t, t.detach().clone()) for t in (*(weights[name] for name in masks), *model.buffers())]
+    tensors = _tensors(model)
+    kept = {name: t.detach().clone() for name, t in tensors.items()}
     training = [(module, module.training) for module in model.modules()]
     try:
         PackedBits("mask", {name: w.shape for name, w in weights.items()}, masks).apply(list(weights.items()))
         model.eval()
-        yield
+        yield kept
     finally:
-        for t, before in kept:
-            t.copy_(before)
+        for name, t in tensors.items():
+            t.copy_(kept[name])
         for module, mode in training:
             module.training = mode
 
@@ -40,11 +44,26 @@ class Snapshot:
 
     @classmethod
     @torch.no_grad()
-    def take(cls, model: nn.Module, weights: Mapping[str, nn.Parameter], masks: Mapping[str, PackedMask]) -> "Snapshot":
-        """Of a model that is not, or not yet, pruned by the masks."""
-        survivors = {name: weights[name].detach()[mask.to_dense()] for name, mask in masks.items()}
-        masked = {id(weights[name]) for name in masks}
-        others = {name: t.detach().clone() for name, t in _tensors(model).items() if id(t) not in masked}
+    def take(
+        cls,
+        model: nn.Module,
+        weights: Mapping[str, nn.Parameter],
+        masks: Mapping[str, PackedMask],
+        copied: Mapping[str, Tensor] | None = None,
+    ) -> "Snapshot":
+        """Of a model that is not, or not yet, pruned by the masks, or of the copy of it that `pruned` has yielded.
+
+        The copy's tensors become the snapshot's own, but for the pruned weights, of which the survivors are copied.
+        """
+        tensors = _tensors(model)
+        masked = {id(weights[name]): name for name in masks}
+        survivors, others = {}, {}
+        for name, t in tensors.items():
+            before = t.detach() if copied is None else copied[name]
+            if id(t) in masked:
+                survivors[masked[id(t)]] = before[masks[masked[id(t)]].to_dense()]
+            else:
+                others[name] = before.clone() if copied is None else before
         return cls(dict(masks), survivors, others)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_networks import batches, cnn
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ops import methods, optim
 from sparse_ops.masks import magnitude_mask
@@ -180,6 +181,51 @@ def test_a_snapshot_holds_survivors_only():
         nn.init.normal_(p)
     Snapshot.from_state(copy.deepcopy(taken.state_dict()), torch.device("cpu")).restore(net, weights)
     torch.testing.assert_close(net.state_dict(), expected, rtol=0, atol=0)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the bytes of floating point tensors that are made as copies of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = func.overloadpacket in (torch.ops.aten.clone, torch.ops.aten._to_copy, torch.ops.aten.index)
+        if made and out.is_floating_point():
+            self.bytes += out.nbytes
+        return out
+
+
+def test_an_evaluation_copies_the_model_once():
+    net, optimizer, art = start(pretrain_epochs=0)
+    epoch(net, optimizer)
+    tensors = {id(t): t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()}
+    survivors = 4 * (art.selection.numel - math.floor(0.8 * art.selection.numel + 0.5))
+    with Copies() as copies:
+        art.end_epoch(lambda model: 0.5, 0.9)
+    assert copies.bytes == sum(t.nbytes for t in tensors.values()) + survivors
+    kept, _ = art.best._window[0]
+    held = sum(t.nbytes for t in (*kept.survivors.values(), *kept.others.values()) if t.is_floating_point())
+    assert held == copies.bytes - 4 * art.selection.numel
+    x, _ = next(batches("cnn", 1))
+    net(x), net[1].bias.data.fill_(7.0)  # what is kept is no part of the live model
+    kept.restore(net, art.weights)
+    assert (net[1].bias != 7.0).all()
+
+
+def test_an_edit_through_data_wants_a_refresh():
+    net, optimizer, art = start(pretrain_epochs=0)
+    epoch(net, optimizer)
+    net[5].weight.data.mul_(2.0)
+    art.refresh()
+    u = torch.cat([w.detach().double().abs().flatten() for w in art.weights.values()]).sort().values
+    threshold = u[math.floor(0.8 * u.numel())].item()
+    s = 0.6585 / threshold
+    exact = threshold, s, (u.sum() / torch.tanh(s * u).sum()).item()
+    values = art.metrics()
+    assert [values[key] for key in ("threshold", "scale", "ratio")] == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("returned, shown", [(98.5, "98.5"), (float("nan"), "nan"), (-0.1, "-0.1")])
