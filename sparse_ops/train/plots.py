@@ -77,7 +77,9 @@ def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
             y = [max(100 - 100 * r["pruned_accuracy"], _SMALLEST_ERROR) for r in pruned]
             top.plot(x, y, "o", ms=3.5, color=colour, mfc="white", label=f"{title}: pruned copy, training data")
         penalty = [r for r in records if r.get("lambda")]
-        bottom.plot([r["epoch"] for r in penalty], [r["lambda"] for r in penalty], style, color=colour, lw=1.6)
+        dot = {"marker": "o", "ms": 3} if len(penalty) == 1 else {}  # a line of one point is not seen
+        x, y = [r["epoch"] for r in penalty], [r["lambda"] for r in penalty]
+        bottom.plot(x, y, style, color=colour, lw=1.6, **dot)
     ticks = [100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1]
     top.set_yscale("log")
     top.set_ylim(100, _SMALLEST_ERROR * 0.9)
@@ -85,8 +87,9 @@ def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
     top.minorticks_off()
     top.set_ylabel("accuracy (%), scale of log error")
     _phases(top, curves.get(method, []))
-    top.legend(loc="lower right", fontsize=9)
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     bottom.set_yscale("log")
+    bottom.xaxis.set_major_locator(_integers())
     bottom.set_ylabel("lambda")
     bottom.set_xlabel("epoch")
     return figure
@@ -140,7 +143,7 @@ def _log10(x: float) -> float:
 def _integers() -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(integer=True)
+    return MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 
 
 @_styled

@@ -142,3 +142,22 @@ def test_missing_and_damaged_files_are_named(run, name):
 
 def test_metrics_are_json_lines(run):
     assert all(json.loads(line)["stage"] for line in (run / run_folder.METRICS).read_text().splitlines())
+
+
+def test_density_is_drawn_as_points_on_whole_decades():
+    """A bar on a log axis has no honest length; a layer without weights, which has no place there, is marked apart."""
+    nonzeros = [9, 0, 100, 1000]
+    layers = [{"name": str(i), "shape": [10, 100], "weights": 1000, "nonzeros": n} for i, n in enumerate(nonzeros)]
+    (axes,) = plots.density(layers, 0.02).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert not axes.patches and axes.get_xscale() == "log" and axes.get_xlim()[0] == 0.1
+    assert list(lines["one layer"].get_xdata()) == pytest.approx([0.9, 10, 100])
+    assert list(lines["one layer"].get_ydata()) == [0, 2, 3]
+    assert list(lines["no live weight"].get_ydata()) == [1]
+    assert list(lines["all layers: 2 %"].get_xdata()) == [2, 2]
+
+
+def test_a_penalty_of_one_epoch_is_seen():
+    figure = plots.training({"ART": list(records("art", [("regularize", 1), ("finetune", 2)]))}, "ART")
+    assert figure.axes[1].lines[0].get_marker() == "o" and figure.axes[1].lines[0].get_xdata() == [1]
+    assert all(float(tick).is_integer() for tick in figure.axes[1].get_xticks())
