@@ -120,7 +120,7 @@ class SweepInside(torch.optim.Optimizer):
                 if self.state[p][key].dtype != dtype:
                     self.state[p][key] = saved.to(p.device, dtype, copy=True)
 
-    @torch.compiler.disable  # it is one call already; under torch.compile the graph ends here
+    @torch._disable_dynamo  # one call already: a compiled graph ends here; torch.compiler.disable would import Triton
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step; `closure`, where given, evaluates the model again and returns the loss."""
