@@ -4,7 +4,12 @@
 // multiply-add reads one aligned line whatever the stride, dilation or image width, and no lane computes junk columns.
 #include "sparse_conv2d.h"
 
+#include <cstdint>
 #include <cstring>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "scratch.h"
 #include "sparse_conv2d_lanes.h"
@@ -17,6 +22,17 @@ namespace sparse_ops {
 
 namespace {
 
+// Large blocks come from the system and go back to it, so that each call pays a page fault for every 4 KiB of output:
+// 17 of 21 ms for 51 MB. Huge pages, where the system gives them to who asks, are 512 times fewer.
+void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a refusal changes nothing
+#endif
+}
+
 template <typename T>
 void convolve(const ConvImages& source, const ConvImages& target, const ConvWeight<T>& weight, const T* bias,
               const ConvAxis& h, const ConvAxis& w) {
@@ -25,6 +41,7 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
   const int64_t rows = target.channels;
   const int64_t elements = target.images * rows * target.rows * target.cols, nnz = weight.count();
   if (elements == 0) return;
+  ask_for_huge_pages(target.data, elements * sizeof(T));
   if (nnz == 0 && bias == nullptr) {
     std::memset(target.data, 0, elements * sizeof(T));
     return;

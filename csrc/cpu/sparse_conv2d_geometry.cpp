@@ -68,6 +68,9 @@ static double tile_cycles(const ConvTiling& t, const ConvAxis& h, const ConvAxis
                           int64_t target_channels, double values_per_channel, int64_t lanes, bool channels_last) {
   // 64 bytes from or to memory; the start of a run of pixels, in such lines; a transposed line; a list entry.
   constexpr double kLine = 20, kRun = 1.2, kTransposed = 5, kEntry = 3;
+  constexpr int64_t kShared = 8;  // of fewer tiles two threads share one, and both pack it
+  // Slabs of more bytes are written back, to the next cache, and to memory, which reads each line of them first.
+  constexpr double kMostlyL2 = 2.5e6, kSpilled = 4, kCached = 8e6;
   const auto moved = [&](double channels, double rows, double cols, bool merged, bool sixteen) {
     const double lines = channels * rows * cols;
     double runs = merged ? channels * lanes : channels * rows * lanes;
@@ -81,8 +84,12 @@ static double tile_cycles(const ConvTiling& t, const ConvAxis& h, const ConvAxis
   const int64_t phases = h.transposed ? h.stride * w.stride : 1, pixels = ceil_div(t.rows * t.cols, phases);
   const double block = t.whole ? 5.0 : static_cast<double>(pixels) / static_cast<double>(ceil_div(pixels, 8));
   const int64_t cols = std::min(t.source_cols, w.source);
-  const double packed = t.whole && !channels_last ? in * (kLine + kTransposed)
-                                                  : moved(source_channels, t.source_rows, cols, false, false);
+  double packed = t.whole && !channels_last ? in * (kLine + kTransposed)
+                                            : moved(source_channels, t.source_rows, cols, false, false);
+  if (!channels_last && !t.whole && cols == w.source)  // the next row follows in memory
+    packed -= static_cast<double>(source_channels * (t.source_rows - 1) * lanes) * kRun * kLine / 2;
+  packed += in * (slab > kCached ? 2 * kLine : slab > kMostlyL2 ? kSpilled : 0);
+  if (t.tiles() < kShared) packed *= 1 + 1.0 / static_cast<double>(t.tiles());
   return sums * (sum + kEntry / block) + packed + moved(target_channels, t.rows, t.cols, t.cols == w.target, true);
 }
 

@@ -1,0 +1,39 @@
+"""sparse_conv2d where the output is larger than the system's pages, and where few values favour large tiles."""
+
+from pathlib import Path
+
+import pytest
+from conv_problems import LAYOUTS, Poisoned, Problem, Shape
+
+from sparse_ops.ops.sparse_conv2d import sparse_conv2d
+
+EXPANDING = Shape(4, 8, 64, (64, 64), (1, 1), padding=(0, 0))  # 4 MiB of output
+REDUCING = Shape(16, 128, 16, (28, 28), (1, 1), padding=(0, 0))  # of few values all of it once was a single tile
+
+
+@LAYOUTS
+@pytest.mark.parametrize("density", [0.01, 0.1])
+@pytest.mark.parametrize("shape", [EXPANDING, REDUCING], ids=["expanding", "reducing"])
+def test_large_images_agree_with_dense(shape, density, channels_last, isa):
+    p = Problem(shape, density=density, channels_last=channels_last)
+    with Poisoned():
+        y = sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias, *shape.window)
+    p.check("y", y)
+
+
+@LAYOUTS
+def test_a_large_output_asks_for_huge_pages(channels_last):
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this system has no transparent huge pages")
+    p = Problem(EXPANDING, channels_last=channels_last)
+    y = sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias, *EXPANDING.window)
+    middle, inside = y.data_ptr() + y.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(address, 16) for address in first.split("-"))
+            inside = begin <= middle < end
+        elif inside and first == "VmFlags:":
+            assert "hg" in line.split()
+            return
+    raise AssertionError("the output's memory is not listed")
