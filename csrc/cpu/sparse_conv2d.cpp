@@ -22,11 +22,13 @@ namespace sparse_ops {
 
 namespace {
 
-// Large blocks come from the system and go back to it, so that each call pays a page fault for every 4 KiB of output:
-// 17 of 21 ms for 51 MB. Huge pages, where the system gives them to who asks, are 512 times fewer.
+// Blocks of 32 MiB and more come from the system and go back to it (glibc keeps smaller ones), so that each call pays a
+// page fault for every 4 KiB of output: 17 of 21 ms for 51 MB. Huge pages, where the system gives them to who asks, are
+// 512 times fewer; for 3 MB, which are kept, asking made calls about 1.4 times as long.
 void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  if (bytes < int64_t{32} << 20) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHuge * kHuge;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a refusal changes nothing

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from conv_problems import LAYOUTS, Poisoned, Problem, Shape
 
+from sparse_ops.formats import Pattern
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
-EXPANDING = Shape(4, 8, 64, (64, 64), (1, 1), padding=(0, 0))  # 4 MiB of output
+EXPANDING = Shape(4, 8, 64, (64, 64), (1, 1), padding=(0, 0))
 REDUCING = Shape(16, 128, 16, (28, 28), (1, 1), padding=(0, 0))  # of few values all of it once was a single tile
 
 
@@ -25,8 +27,11 @@ def test_large_images_agree_with_dense(shape, density, channels_last, isa):
 def test_a_large_output_asks_for_huge_pages(channels_last):
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this system has no transparent huge pages")
-    p = Problem(EXPANDING, channels_last=channels_last)
-    y = sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias, *EXPANDING.window)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, weight = torch.randn(8, 2, 128, 128).contiguous(memory_format=layout), torch.randn(64, 2, 1, 1)
+    pattern, values = Pattern.from_dense(weight)
+    y = sparse_conv2d(x, values, *pattern.tensors(), None, (1, 1))
+    torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight))
     middle, inside = y.data_ptr() + y.nbytes // 2, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first = line.split()[0]
