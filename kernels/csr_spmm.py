@@ -14,8 +14,9 @@ def _csr_spmm_kernel(
     stride_bk, stride_bn, stride_ym, stride_yn,
     COMPUTE: tl.constexpr, Y: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    of_m = tl.cdiv(M, BLOCK_M)  # one axis, since the others end at 65535
+    m = tl.program_id(0) % of_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (tl.program_id(0) // of_m).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.load(row_offsets_ptr + m, mask=m < M, other=0)
     end = tl.load(row_offsets_ptr + m + 1, mask=m < M, other=0)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=COMPUTE)
@@ -42,7 +43,7 @@ def csr_spmm(values, row_offsets, columns, b, bias, transposed, y) -> None:
     block_n = min(32 if transposed else 128, triton.next_power_of_2(N))
     block_m = min(2048 // block_n, triton.next_power_of_2(M))
     strides = (*b.stride()[::-1], *y.stride()[::-1]) if transposed else (*b.stride(), *y.stride())
-    _csr_spmm_kernel[(triton.cdiv(M, block_m), triton.cdiv(N, block_n))](
+    _csr_spmm_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
         row_offsets, columns, values, b, bias, y, M, N, *strides,
         COMPUTE=compute(b.dtype), Y=element(y.dtype), BLOCK_M=block_m, BLOCK_N=block_n,
     )  # fmt: skip

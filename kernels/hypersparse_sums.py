@@ -63,6 +63,8 @@ def _hypersparse_sums_kernel(
 
 def exact_sums(table, scale, work, histograms, ranks, largest, partials, key_type, programs) -> None:
     """One launch over a table: into partials, the sums at `scale`, or of the scopes of which work asks for them."""
+    if not table.scoped:
+        return
     P = table.chunks.shape[0]
     _hypersparse_sums_kernel[(min(P, programs),)](
         table.rows, table.chunks, scale, work, histograms, ranks, partials, P, partials.shape[1], table.first, largest,

@@ -84,6 +84,8 @@ def _count_digit_kernel(
 
 def count_digit(table, histograms, ranks, work, nan, number, key_type, programs) -> None:
     """Count digit `number` of the magnitudes that may hold their scope's rank; one launch over a table."""
+    if not table.scoped:
+        return
     P = table.chunks.shape[0]
     _count_digit_kernel[(min(P, programs),)](
         table.rows, table.chunks, histograms, ranks, work, nan, P,

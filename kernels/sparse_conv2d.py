@@ -21,14 +21,14 @@ def pixels(first, size, HEIGHT, WIDTH, BLOCK: tl.constexpr):
 def _sparse_conv2d_kernel(
     row_offsets_ptr, columns_ptr, values_ptr,  # (O + 1,) and (nnz,) int32, (nnz,): (O, C / groups * KH * KW)
     x_ptr, bias_ptr, y_ptr,  # (N, C, H, W), (O,) or None, (N, O, OH, OW)
-    PIXELS, H, W, OH, OW, CHANNELS, OUTPUTS,  # CHANNELS and OUTPUTS of a group
+    O, PIXELS, H, W, OH, OW, CHANNELS, OUTPUTS,  # CHANNELS and OUTPUTS of a group
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_yn, stride_yc, stride_yh, stride_yw,
     COMPUTE: tl.constexpr, Y: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    o = tl.program_id(0)
-    n, oh, ow, valid = pixels(tl.program_id(1).to(tl.int64) * BLOCK, PIXELS, OH, OW, BLOCK)
+    o = tl.program_id(0) % O  # one axis, since the others end at 65535
+    n, oh, ow, valid = pixels((tl.program_id(0) // O).to(tl.int64) * BLOCK, PIXELS, OH, OW, BLOCK)
     h, w = oh * SH - PH, ow * SW - PW
     group_ptr = x_ptr + (o // OUTPUTS).to(tl.int64) * CHANNELS * stride_xc
     corner = n * stride_xn + h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw
@@ -57,8 +57,8 @@ def sparse_conv2d(x, values, row_offsets, columns, bias, y, kernel_size, stride,
     N, O, OH, OW = y.shape
     if y.numel() == 0:
         return
-    _sparse_conv2d_kernel[(O, triton.cdiv(N * OH * OW, BLOCK))](
-        row_offsets, columns, values, x, bias, y, N * OH * OW, *x.shape[2:], OH, OW, x.shape[1] // groups, O // groups,
-        *x.stride(), *y.stride(), COMPUTE=compute(x.dtype), Y=element(y.dtype), BLOCK=BLOCK,
+    _sparse_conv2d_kernel[(O * triton.cdiv(N * OH * OW, BLOCK),)](
+        row_offsets, columns, values, x, bias, y, O, N * OH * OW, *x.shape[2:], OH, OW, x.shape[1] // groups,
+        O // groups, *x.stride(), *y.stride(), COMPUTE=compute(x.dtype), Y=element(y.dtype), BLOCK=BLOCK,
         **window(kernel_size, stride, padding, dilation),
     )  # fmt: skip

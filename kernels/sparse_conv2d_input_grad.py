@@ -11,14 +11,14 @@ from .tiles import compute, element, rounded, wide
 def _sparse_conv2d_input_grad_kernel(
     t_row_offsets_ptr, t_columns_ptr, t_permutation_ptr,  # the transpose: rows (c, kh, kw) of output channels
     values_ptr, dy_ptr, dx_ptr,  # (nnz,), (N, O, OH, OW), (N, C, H, W)
-    PIXELS, H, W, OH, OW, CHANNELS, OUTPUTS,  # CHANNELS and OUTPUTS of a group
+    C, PIXELS, H, W, OH, OW, CHANNELS, OUTPUTS,  # CHANNELS and OUTPUTS of a group
     stride_yn, stride_yc, stride_yh, stride_yw,
     stride_xn, stride_xc, stride_xh, stride_xw,
     COMPUTE: tl.constexpr, X: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0)
-    n, h, w, valid = pixels(tl.program_id(1).to(tl.int64) * BLOCK, PIXELS, H, W, BLOCK)
+    c = tl.program_id(0) % C  # one axis, since the others end at 65535
+    n, h, w, valid = pixels((tl.program_id(0) // C).to(tl.int64) * BLOCK, PIXELS, H, W, BLOCK)
     first_output = c // CHANNELS * OUTPUTS
     image = n * stride_yn
     acc = tl.zeros((BLOCK,), dtype=COMPUTE)
@@ -44,8 +44,8 @@ def sparse_conv2d_input_grad(
     N, C, H, W = dx.shape
     if dx.numel() == 0:
         return
-    _sparse_conv2d_input_grad_kernel[(C, triton.cdiv(N * H * W, BLOCK))](
-        t_row_offsets, t_columns, t_permutation, values, dy, dx, N * H * W, H, W, *dy.shape[2:], C // groups,
+    _sparse_conv2d_input_grad_kernel[(C * triton.cdiv(N * H * W, BLOCK),)](
+        t_row_offsets, t_columns, t_permutation, values, dy, dx, C, N * H * W, H, W, *dy.shape[2:], C // groups,
         dy.shape[1] // groups, *dy.stride(), *dx.stride(), COMPUTE=compute(dy.dtype), X=element(dx.dtype), BLOCK=BLOCK,
         **window(kernel_size, stride, padding, dilation),
     )  # fmt: skip

@@ -46,25 +46,40 @@ class Plan(NamedTuple):
 _plans: OrderedDict[tuple, Plan] = OrderedDict()  # by content, so that an entry is never stale
 _integers: OrderedDict[tuple, Tensor] = OrderedDict()
 _CAPACITY = 64
-_captured: list[tuple[object, ...]] = []  # a CUDA graph copies from these pinned tensors at every replay
+_captured: dict[tuple, object] = {}  # what a CUDA graph reads at every replay, kept for good
 
 
-def _upload(values: np.ndarray, device: torch.device) -> Tensor:
-    host = torch.from_numpy(values)
+def _upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Each array as a tensor on the device, all in one copy; each begins at a multiple of 16 bytes."""
     if device.type != "cuda":
-        return host
-    pinned = host.pin_memory()
+        return [torch.from_numpy(a) for a in arrays]
+    begins = np.cumsum([0] + [-(a.nbytes // -16) * 16 for a in arrays]).tolist()
+    pinned = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=True)
+    host = pinned.numpy()
+    for a, begin in zip(arrays, begins, strict=False):
+        host[begin : begin + a.nbytes] = a.reshape(-1).view(np.uint8)
     copy = pinned.to(device, non_blocking=True)
     if torch.cuda.is_current_stream_capturing():
-        _captured.append((pinned, copy))
-    return copy
+        _captured[("upload", pinned.data_ptr())] = pinned  # the graph repeats the copy
+    return [
+        copy[begin : begin + a.nbytes].view(torch.int64 if a.dtype == np.int64 else torch.int32).view(a.shape)
+        for a, begin in zip(arrays, begins, strict=False)
+    ]
 
 
 def _cached(cache: OrderedDict, key: tuple, device: torch.device, make):  # type: ignore[no-untyped-def]
-    """make() under a key that holds the content, per stream; never kept from a capture, where nothing has run yet."""
+    """make() under a key that holds the content, per stream; never kept from a capture, where nothing has run yet.
+
+    A capture takes what any stream has uploaded before: a graph that is replayed without copies is faster. By then that
+    upload has ended, since torch.cuda.graph synchronises before it captures.
+    """
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
-            return make()
+            known = next((value for other, value in cache.items() if other[:-1] == key), None)
+            if known is None:
+                return make()
+            _captured[key] = known
+            return known
         key = (*key, torch.cuda.current_stream(device).cuda_stream)
     if key in cache:
         cache.move_to_end(key)
@@ -78,7 +93,7 @@ def _cached(cache: OrderedDict, key: tuple, device: torch.device, make):  # type
 def integers(values: Sequence[int], device: torch.device) -> Tensor:
     """A small int64 tensor on the device, uploaded once."""
     key = (tuple(values), device)
-    return _cached(_integers, key, device, lambda: _upload(np.array(values, dtype=np.int64), device))
+    return _cached(_integers, key, device, lambda: _upload([np.array(values, dtype=np.int64)], device)[0])
 
 
 def plan(
@@ -120,7 +135,7 @@ def plan(
 def _plan(rows: np.ndarray, dtypes: list[tuple[torch.dtype, ...]], chunk: int, device: torch.device) -> Plan:
     aligned = (rows[:, [2, 3, 6, 7, 8]] % 16 == 0).all(axis=1) & (rows[:, 0] % 8 == 0)
     kinds = [(d, bool(a)) for d, a in zip(dtypes, aligned, strict=True)]
-    tables, scopes, first = [], [np.zeros(0, dtype=np.int32)], 0
+    of_kinds, arrays, scopes = [], [], [np.zeros(0, dtype=np.int32)]
     for kind in dict.fromkeys(kinds):
         of_kind = rows[[k == kind and n > 0 for k, n in zip(kinds, rows[:, 0], strict=True)]]
         counts = -(of_kind[:, 0] // -chunk)
@@ -129,11 +144,16 @@ def _plan(rows: np.ndarray, dtypes: list[tuple[torch.dtype, ...]], chunk: int, d
             continue
         row = np.repeat(np.arange(len(of_kind)), counts)
         number = np.arange(P) - np.repeat(np.cumsum(counts) - counts, counts)
-        chunks = np.stack([row, number], axis=1).astype(np.int32)
+        of_kinds.append((kind, of_kind))
+        arrays += [of_kind, np.stack([row, number], axis=1).astype(np.int32)]
+        scopes.append(of_kind[row, 1].astype(np.int32))
+    *uploaded, chunk_scopes = _upload([*arrays, np.concatenate(scopes)], device)
+    tables, first = [], 0
+    for (kind, of_kind), table_rows, chunks in zip(of_kinds, uploaded[::2], uploaded[1::2], strict=True):
         tables.append(
             Table(
-                rows=_upload(of_kind, device),
-                chunks=_upload(chunks, device),
+                rows=table_rows,
+                chunks=chunks,
                 first=first,
                 dtypes=kind[0],
                 aligned=kind[1],
@@ -142,7 +162,6 @@ def _plan(rows: np.ndarray, dtypes: list[tuple[torch.dtype, ...]], chunk: int, d
                 chunk=chunk,
             )
         )
-        scopes.append(of_kind[row, 1].astype(np.int32))
-        first += P
+        first += chunks.shape[0]
     programs = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    return Plan(tables, _upload(np.concatenate(scopes), device), programs)
+    return Plan(tables, chunk_scopes, programs)

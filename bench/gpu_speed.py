@@ -1,0 +1,155 @@
+"""The benchmarks of one GPU run, most important first; each measures its contenders in turn in the same rounds."""
+
+import argparse
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench import common, conv, linear, select, step
+from bench.gpu import append
+from bench.gpu_graphs import captured, warmed_up
+
+Runs = dict[str, Callable[[], Any]]
+SECONDS = 12.0  # that the rounds of one benchmark may take
+OURS = ("sweep", "sparse")
+
+
+def options(args: argparse.Namespace, **more: Any) -> argparse.Namespace:
+    """What bench.common asks for, beside the arguments of this run."""
+    made = copy.copy(args)
+    made.__dict__.update({"rounds": 15, "seconds": 0.02, **more})
+    return made
+
+
+def able(runs: Runs, args: argparse.Namespace, op: str, shape: str) -> Runs:
+    """The contenders that run here; a record says why another does not. What is ours must run, or find no memory."""
+    left = {}
+    for name, run in runs.items():
+        try:
+            run()
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            reason = "memory"
+        except Exception as error:
+            if any(word in name for word in OURS) and "torch" not in name:
+                raise
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        else:
+            left[name] = run
+            continue
+        torch.cuda.empty_cache()
+        append(args.json, section="speed", name=f"{op} {shape} {name}", status="skipped", detail=reason[:300])
+    return left
+
+
+def timed(runs: Runs, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """As many rounds as SECONDS allow, 3 to 15."""
+    once = sum(min(common._seconds(run, 1, "cuda") for _ in range(2)) for run in runs.values())
+    chosen = options(args)
+    chosen.rounds = int(min(15, max(3, SECONDS / max(once, len(runs) * chosen.seconds))))
+    return common.measure(runs, chosen)
+
+
+def report_step(results, args, op: str, size: str, adamw: bool, prefix: str) -> None:
+    numel = sum(torch.Size(shape).numel() for shape in step.SIZES[size]())
+    floor = results.get(prefix + "inplace", {}).get("ms")
+    for name, result in results.items():
+        share = {"floor_share": floor / result["ms"]} if floor else {}
+        entry = {"op": op, "shape": size, "dtype": "float32", "sparsity": step.SPARSITY, "contender": name}
+        common.report(args, bytes=numel * 4 * (7 if adamw else 5), **entry, **share, **result)
+
+
+def optimiser_step(args: argparse.Namespace, size: str, rule: str) -> None:
+    """What `python -m bench step` compares; called from Python, so that a small network shows the host's time."""
+    prefix = "adamw-" if rule == "adamw" else ""
+    made = step.contenders(step.SIZES[size](), args.device, prefix, size != "1b")
+    runs = able(made, args, f"step-{rule}", size)
+    del made
+    report_step(timed(runs, args), args, f"step-{rule}", size, rule == "adamw", prefix)
+
+
+def captured_step(args: argparse.Namespace, size: str) -> None:
+    """Two steps, one of each sign of the learning rate, in a CUDA graph: the device's time alone."""
+    wanted = ("inplace", "torch-fused", "torch-foreach", "sweep-none", "sweep-hypersparse", "sweep-hypersparse-masked")
+    made = step.contenders(step.SIZES[size](), args.device, "", False)
+    graphs: Runs = {}
+
+    def capture(run: Callable[[], Any]) -> Callable[[], Any]:
+        def pair() -> None:
+            run()
+            run()
+
+        warmed_up(pair, 2)
+        return captured(pair).replay
+
+    def first_time(name: str) -> Callable[[], Any]:
+        def run() -> None:
+            graphs[name] = capture(made[name])
+
+        return run
+
+    able({name: first_time(name) for name in wanted if name in made}, args, "step-sgd-graph", size)
+    results = timed(graphs, args)
+    for result in results.values():
+        result["ms"] /= 2
+    report_step(results, args, "step-sgd-graph", size, False, "")
+
+
+def selection(args: argparse.Namespace, n: int) -> None:
+    """From cold, against the ways that torch has."""
+    w = torch.randn(n, device=args.device)
+    zeros = round(0.98 * n)
+    for op, runs in select.contenders(w, zeros, args.device).items():
+        if op == "kth_magnitude":
+            runs["torch.sort"] = lambda: w.abs().sort().values[zeros - 1]
+        runs = able(runs, args, op, str(n))
+        if op == "kth_magnitude":
+            found = {name: float(run()) for name, run in runs.items()}
+            assert len(set(found.values())) == 1, f"the contenders disagree: {found}"
+        for name, times in timed(runs, args).items():
+            entry = {"op": op, "shape": f"{n} normal", "dtype": "float32", "sparsity": 0.98, "contender": name}
+            common.report(args, bytes=4 * n, **entry, **times)
+
+
+def linear_products(args: argparse.Namespace, dtype: str) -> None:
+    """SpMM and SDDMM against cuBLAS (dense) and cuSPARSE (torch.sparse)."""
+    given = options(args, dtype=dtype)
+    for (M, K, N), sparsity in (((4096, 4096, 1024), 0.98), ((4096, 4096, 1024), 0.9), ((1024, 1024, 64), 0.98)):
+        for op, made in linear.problems(M, K, N, sparsity, given):
+            with torch.inference_mode():
+                results = timed(able(made, args, op, f"{(M, K, N)} {dtype}"), args)
+            for name, times in results.items():
+                flops = 2 * N * M * K * ((1 - sparsity) if "sparse" in name else 1)
+                entry = {"op": op, "shape": (M, K, N), "dtype": dtype, "sparsity": sparsity, "contender": name}
+                common.report(args, flops=flops, **entry, **times)
+
+
+def convolution(args: argparse.Namespace, dtype: str, backward: bool) -> None:
+    """Sparse convolutions against cuDNN in both memory formats."""
+    for shape in conv.SHAPES["resnet50"][:8:2]:
+        conv.compare(options(args, dtype=dtype, backward=backward, rounds=7), shape, 0.98)
+
+
+def benchmarks() -> list[tuple[str, Callable[[argparse.Namespace], None], float]]:
+    """(name, run, about how many seconds)."""
+    made: list[tuple[str, Callable[[argparse.Namespace], None], float]] = []
+
+    def add(name: str, run: Callable[..., None], seconds: float, **given: Any) -> None:
+        made.append((name, functools.partial(run, **given), seconds))
+
+    for rule in ("sgd", "adamw"):
+        for size in ("resnet50", "100m", "1b"):
+            add(f"step {size} {rule}", optimiser_step, 15, size=size, rule=rule)
+    for size in ("resnet20", "resnet50"):
+        add(f"captured step {size}", captured_step, 10, size=size)
+    for n in (25_600_000, 100_000_000, 1_000_000_000):
+        add(f"select {n}", selection, 10, n=n)
+    for dtype in ("float32", "bfloat16"):
+        add(f"linear {dtype}", linear_products, 10, dtype=dtype)
+    for backward in (False, True):
+        add(f"conv{' backward' * backward}", convolution, 10, dtype="float32", backward=backward)
+    add("conv bfloat16", convolution, 10, dtype="bfloat16", backward=False)
+    return made
