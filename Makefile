@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 QUIETLY = >$(VENV)/install.log 2>&1 || { cat $(VENV)/install.log >&2; exit 1; }
 CPP := $(wildcard setup.py csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: help demo test bench kernels lint wheel clean
+.PHONY: help demo test bench gpu kernels lint wheel clean
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -28,6 +28,9 @@ test: $(VENV)/.dev  ## every test, without a GPU (Triton kernels run in the inte
 
 bench: $(VENV)/.installed  ## list the benchmarks; run one with ARGS='step --json FILE'
 	@$(BIN)/python -m bench $(ARGS)
+
+gpu:  ## all that needs a GPU, in under 9 minutes, by a PYTHON that has torch; nothing is installed or built
+	@PYTHONPATH=. $(PYTHON) -m bench gpu $(ARGS)
 
 kernels: $(VENV)/.dev  ## registers, spills and shared memory of every Triton kernel, compiled without a GPU
 	$(BIN)/python -m bench kernels $(ARGS)

@@ -4,7 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in {"__main__", "common"} and not p.stem.startswith("gpu_"))
+STEMS = {p.stem for p in Path(__file__).parent.glob("*.py")} - {"__main__", "common"}
+NAMES = sorted(stem for stem in STEMS if not stem.startswith("gpu_"))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ class Item(NamedTuple):
     seconds: float = 0.0  # about what it takes: it is not begun when less is left
 
 
-class Skipped(Exception):  # noqa: N818  it is no error
+class Skipped(Exception):
     """What an item raises that cannot run here; its text says why."""
 
 
@@ -51,13 +52,14 @@ def items(device: str) -> list[Item]:
     correct = gpu_sweep_checks.CHECKS | gpu_run_checks.CHECKS | gpu_checks.CHECKS
     made = [Item("check", name, run) for name, run in correct.items()]
     made += [Item("graph", name, run) for name, run in gpu_graphs.CHECKS.items()]
+    made.sort(key=lambda item: "f64" in item.name or "float64" in item.name)  # six digits to compile, and seldom used
     return made + ([Item("speed", *entry) for entry in gpu_speed.benchmarks()] if device == "cuda" else [])
 
 
 def run_item(item: Item, args: argparse.Namespace) -> tuple[str, str]:
     """(status, detail): "ok", "failed", or "skipped" with the reason."""
     left = args.deadline - time.time()
-    if item.section != "speed":
+    if item.section != "speed" and args.device == "cuda":
         left -= (1 - CHECKS_SHARE) * 60 * args.minutes
     if left <= item.seconds:
         return "skipped", "time"
@@ -85,12 +87,19 @@ def device_answers(device: str) -> bool:
     return True
 
 
+def note(path: Path, **state: Any) -> None:
+    """What a worker is at, written at once, since its supervisor reads it at any time."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(state))
+    fresh.replace(path)
+
+
 def work(listed: Sequence[Item], args: argparse.Namespace) -> None:
     """Run the items from number args.first on, a record each; exit with LOST where the device is lost."""
     for number, item in enumerate(listed):
         if number < args.first:
             continue
-        args.state.write_text(json.dumps({"number": number, "name": item.name, "section": item.section}))
+        note(args.state, number=number, name=item.name, section=item.section)
         begin = time.time()
         status, detail = run_item(item, args)
         seconds = round(time.time() - begin, 2)
@@ -98,23 +107,23 @@ def work(listed: Sequence[Item], args: argparse.Namespace) -> None:
         shown = detail.strip().splitlines()[-1] if detail else ""
         print(f"[{time.time() - args.begun:5.0f} s] {item.section:6} {item.name:44} {status} {shown}", flush=True)
         if not device_answers(args.device):
-            args.state.write_text(json.dumps({"number": number + 1}))
+            note(args.state, number=number + 1)
             sys.exit(LOST)
-    args.state.write_text(json.dumps({"number": len(listed)}))
+    note(args.state, number=len(listed))
 
 
 def supervise(command: list[str], args: argparse.Namespace) -> None:
     """Run workers until every item has its record: one that crashes, hangs or loses the device is replaced."""
     first = 0
     while True:
-        args.state.write_text(json.dumps({"number": first}))
+        note(args.state, number=first)
         worker = subprocess.Popen([*command, "--first", str(first)])
         began = {first: time.time()}
         why = ""
         try:
             while worker.poll() is None:
                 time.sleep(0.1)
-                number = _state(args.state).get("number", first)
+                number = json.loads(args.state.read_text())["number"]
                 hung = time.time() - began.setdefault(number, time.time()) > args.hung
                 if hung or time.time() > args.deadline + 20:
                     why = f"hung: more than {args.hung:.0f} s" if hung else "cut short: the time is up"
@@ -125,8 +134,8 @@ def supervise(command: list[str], args: argparse.Namespace) -> None:
             raise
         if worker.returncode == 0:
             return
-        state = _state(args.state)
-        first = state.get("number", first)
+        state = json.loads(args.state.read_text())
+        first = state["number"]
         if worker.returncode == LOST and not why:
             continue
         if "name" not in state:  # it died before its first item: the next one would too
@@ -139,13 +148,6 @@ def supervise(command: list[str], args: argparse.Namespace) -> None:
         if time.time() > args.deadline + 20:
             return
         first += 1
-
-
-def _state(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError:  # just being written
-        return {}
 
 
 def records_from(path: Path, begin: int) -> list[dict[str, Any]]:
@@ -211,15 +213,46 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.5, help="no item is begun later")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--hung", type=float, default=HUNG, help="seconds after which an item counts as hung")
+    parser.add_argument("--lanes", type=int, help="processes that share the checks (default: up to 6 on CUDA, else 1)")
     parser.add_argument("--only", default="", metavar="WORD", help="items whose name has this word")
     parser.add_argument("--first", type=int, help=argparse.SUPPRESS)  # of a worker: the item to begin with
+    parser.add_argument("--lane", default="all", help=argparse.SUPPRESS)  # of a worker: which items are its own
     parser.add_argument("--begun", type=float, default=time.time(), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.deadline = args.begun + 60 * args.minutes
-    args.state = args.json.with_suffix(".state")
+    args.state = args.json.with_suffix(f".{args.lane}.state")
     args.threads, args.seed = 1, 0
     return args
+
+
+def of_lane(listed: Sequence[Item], lane: str) -> list[Item]:
+    """ "all", "speed", or "1of4": the checks that the second of four workers runs."""
+    if lane == "all":
+        return list(listed)
+    if lane == "speed":
+        return [item for item in listed if item.section == "speed"]
+    index, count = map(int, lane.split("of"))
+    return [item for item in listed if item.section != "speed"][index::count]
+
+
+def supervise_lanes(command: list[str], args: argparse.Namespace, lanes: int) -> None:
+    """Checks in several processes at once, since compiling is most of their time; then the benchmarks, alone."""
+
+    def one(lane: str) -> None:
+        mine = argparse.Namespace(**vars(args) | {"state": args.json.with_suffix(f".{lane}.state")})
+        try:
+            supervise([*command, "--lane", lane], mine)
+        finally:
+            mine.state.unlink(missing_ok=True)
+
+    threads = [threading.Thread(target=one, args=(f"{i}of{lanes}",)) for i in range(lanes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if args.device == "cuda":
+        one("speed")
 
 
 def prepare(device: str) -> None:
@@ -235,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     prepare(args.device)
     if args.first is not None:
-        work([item for item in items(args.device) if args.only in item.name], args)
+        work(of_lane([item for item in items(args.device) if args.only in item.name], args.lane), args)
         return
     begin = args.json.stat().st_size if args.json.exists() else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the summary is printed
@@ -243,10 +276,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         environment(args)
         given = list(sys.argv[1:] if argv is None else argv)
-        supervise([sys.executable, "-m", "bench", "gpu", *given, "--begun", str(args.begun)], args)
+        lanes = args.lanes or (min(6, (os.cpu_count() or 2) // 2) if args.device == "cuda" else 1)
+        supervise_lanes([sys.executable, "-m", "bench", "gpu", *given, "--begun", str(args.begun)], args, lanes)
         status = 0
     finally:
-        args.state.unlink(missing_ok=True)
         if args.json.exists():
             status = max(status, summary(records_from(args.json, begin)))
     sys.exit(status)

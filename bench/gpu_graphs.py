@@ -126,7 +126,8 @@ def replayed(optimizer: str, scaled: bool = False, **options: Any) -> None:
         twins[1].optimizer.step()
         if skipped:
             assert all(torch.equal(a, b) for a, b in zip(before, twins[0].state(), strict=True)), "a skip changed state"
-        differing = [i for i, (a, b) in enumerate(zip(*(t.state() for t in twins), strict=True)) if not torch.equal(a, b)]
+        pairs = zip(*(training.state() for training in twins), strict=True)
+        differing = [i for i, pair in enumerate(pairs) if not torch.equal(*pair)]
         assert not differing, f"step {step}: replay and eager differ in state tensors {differing}"
         twins[0].threshold_is_exact()
 

@@ -92,7 +92,7 @@ def compute_eps(dtype: torch.dtype) -> float:
 
 
 def within(actual: Tensor, expected: Tensor, magnitude: Tensor | float, what: str, slack: float = 32.0) -> None:
-    """|actual - expected| <= slack roundings of the arithmetic on numbers as large as `magnitude`, and one at the end."""
+    """|actual - expected| <= slack roundings of the arithmetic on numbers of `magnitude`, and one at the end."""
     info = torch.finfo(actual.dtype)
     bound = slack * compute_eps(actual.dtype) * magnitude + info.eps * expected.abs() + info.tiny * info.eps
     error = (actual.double() - expected).abs()

@@ -77,7 +77,7 @@ class Run:
 
 def jumps(args, scopes, dtype=torch.float32) -> None:
     """40 steps: a walk, a learning rate ten times larger from step 15 on, weights of three times the size at 30."""
-    sizes, steps = ([1100, 300, 77, 600], 5) if args.device == "cpu" else ([3_000_000, 500_000, 777, 40_001], 40)
+    sizes, steps = ([1100, 300, 77, 600], 4) if args.device == "cpu" else ([3_000_000, 500_000, 777, 40_001], 40)
     run = Run(args, sizes, scopes, dtype=dtype)
     run.finish(exact=True)
     hits = []

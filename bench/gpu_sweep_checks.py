@@ -22,18 +22,18 @@ UNTOUCHED = 3.0  # what the statistics hold before: an op adds to them
 
 
 class Problem:
-    """Guarded weights, gradients and states, packed bits, the tables of three scopes, and what float64 makes of them."""
+    """Guarded weights, gradients and states, packed bits, the tables of three scopes, and float64 copies of all."""
 
-    def __init__(self, args: argparse.Namespace, types: tuple[torch.dtype, ...], masked: bool, scoped: bool, states: int):
+    def __init__(self, args, types: tuple[torch.dtype, ...], masked: bool, scoped: bool, states: int) -> None:
         small = args.device == "cpu"
-        self.sizes = [0, 1, 7, 17, 264, 523, 1032] if small else [0, 1, 7, 17, 1000, 16384 + 3, 3 * 16384]
+        self.sizes = [0, 1, 7, 17, 264, 523, 520] if small else [0, 1, 7, 17, 1000, 16384 + 3, 3 * 16384]
         self.device, self.scopes = args.device, SCOPES if scoped else [-1] * len(SCOPES)
         w_type, g_type, s_type = (*types, *types[-1:] * 2)[:3]
         self.weights = [self.guarded(i, w_type) for i in range(len(self.sizes))]
         self.grads = [self.guarded(100 + i, g_type) for i in range(len(self.sizes))]
         self.states = [[self.guarded(200 + 50 * k + i, s_type) for i in range(len(self.sizes))] for k in range(states)]
         packed = [bits(n, 400 + i, self.device) for i, n in enumerate(self.sizes)]
-        self.masks = packed[:-1] + [packed[-1][:0]] if masked else []  # the last tensor has none
+        self.masks = [*packed[:-1], packed[-1][:0]] if masked else []  # the last tensor has none
         self.groups = [bits(n, 500 + i, self.device) for i, n in enumerate(self.sizes)]
         f64 = {"dtype": F64, "device": self.device}
         self.coefficients, self.brackets = torch.tensor(ROWS, **f64), torch.tensor(BRACKETS, **f64)

@@ -28,7 +28,7 @@ def known_threshold(
     return threshold
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "P_all", "first_p"])
 def _hypersparse_sums_kernel(
     rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
     scale_ptr,  # one float64, or None: from the threshold of each scope that asks for its sums

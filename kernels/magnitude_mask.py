@@ -7,7 +7,7 @@ from .radix import count_digit, descend
 from .tiles import COLUMNS, MASK, NUMEL, ORDER, WEIGHT, element, key, pointer
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _count_ties_kernel(
     rows_ptr, chunks_ptr, histograms_ptr, ranks_ptr,
     ties_ptr,  # (P,) int64, one per chunk of all tables in the order of the list
@@ -29,7 +29,7 @@ def _count_ties_kernel(
         tl.store(ties_ptr + tl.load(rows_ptr + row * COLUMNS + ORDER) + number, tl.sum(ties).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _ties_before_kernel(ties_ptr, P, BLOCK: tl.constexpr):
     before = tl.zeros((), dtype=tl.int64)
     for first in range(0, P, BLOCK):
@@ -39,7 +39,7 @@ def _ties_before_kernel(ties_ptr, P, BLOCK: tl.constexpr):
         before += tl.sum(ties)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _write_masks_kernel(
     rows_ptr, chunks_ptr, histograms_ptr, ranks_ptr,
     ties_ptr,  # (P,) int64: ties in the chunks before

@@ -52,7 +52,7 @@ def scope_sums(partials_ptr, chunk_scopes_ptr, P, scope, LANES: tl.constexpr):
     return tl.sum(n), tl.sum(t0), tl.sum(t1), tl.sum(t2), tl.sum(above), tl.sum(swept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _add_partials_kernel(
     partials_ptr,  # (6, P) float64
     chunk_scopes_ptr,  # (P,) int32

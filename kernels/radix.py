@@ -39,7 +39,7 @@ def magnitude(prefix, KEY: tl.constexpr):
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _count_digit_kernel(
     rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
     histograms_ptr, ranks_ptr,  # (R, ALL_ROUNDS, 2048) int64, (R,) int64

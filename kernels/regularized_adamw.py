@@ -24,7 +24,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P_all", "first_p", "capacity"])
 def _regularized_adamw_kernel(
     rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
     coefficients_ptr, brackets_ptr, statistics_ptr, candidates_ptr, partials_ptr,

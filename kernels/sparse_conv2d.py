@@ -17,7 +17,7 @@ def pixels(first, size, HEIGHT, WIDTH, BLOCK: tl.constexpr):
     return image, inside // WIDTH, inside % WIDTH, p < size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["O", "PIXELS", "H", "W", "OH", "OW", "CHANNELS", "OUTPUTS"])
 def _sparse_conv2d_kernel(
     row_offsets_ptr, columns_ptr, values_ptr,  # (O + 1,) and (nnz,) int32, (nnz,): (O, C / groups * KH * KW)
     x_ptr, bias_ptr, y_ptr,  # (N, C, H, W), (O,) or None, (N, O, OH, OW)

@@ -7,7 +7,7 @@ from .sparse_conv2d import BLOCK, pixels, window
 from .tiles import compute, element, rounded, wide
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "PIXELS", "H", "W", "OH", "OW", "CHANNELS", "OUTPUTS"])
 def _sparse_conv2d_input_grad_kernel(
     t_row_offsets_ptr, t_columns_ptr, t_permutation_ptr,  # the transpose: rows (c, kh, kw) of output channels
     values_ptr, dy_ptr, dx_ptr,  # (nnz,), (N, O, OH, OW), (N, C, H, W)

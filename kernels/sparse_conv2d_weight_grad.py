@@ -7,7 +7,7 @@ from .sparse_conv2d import BLOCK, pixels, window
 from .tiles import compute, element, rounded, wide
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PIXELS", "H", "W", "OH", "OW", "CHANNELS", "OUTPUTS"])
 def _sparse_conv2d_weight_grad_kernel(
     row_offsets_ptr, columns_ptr, dvalues_ptr,  # (O + 1,) and (nnz,) int32, (nnz,)
     x_ptr, dy_ptr,  # (N, C, H, W), (N, O, OH, OW)

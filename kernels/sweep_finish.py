@@ -92,7 +92,7 @@ def _write_scope(
     tl.store(row_ptr + 7, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def _prove_kernel(
     ranks_ptr, sizes_ptr,  # (R,) int64 each
     coefficients_ptr, brackets_ptr, statistics_ptr, candidates_ptr, report_ptr,
@@ -152,7 +152,7 @@ def _prove_kernel(
             tl.store(report_ptr + r * 8 + 7, 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "capacity"])
 def _write_exact_kernel(
     ranks_ptr, sizes_ptr, coefficients_ptr, brackets_ptr, report_ptr, work_ptr, histograms_ptr,
     partials_ptr, chunk_scopes_ptr,  # (6, P) float64, (P,) int32

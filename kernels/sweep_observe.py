@@ -7,7 +7,7 @@ from .sweep import bracket, coefficients, no_sums, observe, store_sums
 from .tiles import MASK, WEIGHT, bits, chunk_of, compute, eights, element, packed, pointer, wide
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P_all", "first_p", "capacity"])
 def _sweep_observe_kernel(
     rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
     coefficients_ptr, brackets_ptr, statistics_ptr, candidates_ptr, partials_ptr,
