@@ -162,7 +162,7 @@ def summary(records: list[dict[str, Any]]) -> int:
     """Print one table of benchmarks and one of checks; 1 if a check failed, else 0."""
     print("\nBenchmarks (median of interleaved rounds; x: time of the reference over this one)")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for record in (r for r in records if "ms" in r):
+    for record in (r for r in records if r.get("ms")):
         key = record["op"], f"{record['shape']} {record['dtype']}", record.get("sparsity")
         groups.setdefault(key, []).append(record)
     for (op, shape, sparsity), lines in groups.items():

@@ -3,7 +3,7 @@
 import argparse
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from bench.gpu import append
 from bench.gpu_graphs import captured, warmed_up
 
 Runs = dict[str, Callable[[], Any]]
+Wrap = Callable[[Callable[[], Any]], Callable[[], Any]]
+FAST = ("inplace", "torch-fused", "torch-foreach", "sweep-none", "sweep-l2", "sweep-hypersparse", "-masked")
 SECONDS = 12.0  # that the rounds of one benchmark may take
 OURS = ("sweep", "sparse")
 
@@ -47,55 +49,62 @@ def able(runs: Runs, args: argparse.Namespace, op: str, shape: str) -> Runs:
 
 def timed(runs: Runs, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """As many rounds as SECONDS allow, 3 to 15."""
-    once = sum(min(common._seconds(run, 1, "cuda") for _ in range(2)) for run in runs.values())
     chosen = options(args)
-    chosen.rounds = int(min(15, max(3, SECONDS / max(once, len(runs) * chosen.seconds))))
+    once = sum(max(common.seconds(run, 1, args.device), chosen.seconds) for run in runs.values())
+    chosen.rounds = int(min(15, max(3, SECONDS / once)))
     return common.measure(runs, chosen)
 
 
-def report_step(results, args, op: str, size: str, adamw: bool, prefix: str) -> None:
-    numel = sum(torch.Size(shape).numel() for shape in step.SIZES[size]())
-    floor = results.get(prefix + "inplace", {}).get("ms")
+def steps(args: argparse.Namespace, op: str, size: str, rule: str, wanted: Sequence[str], wrap: Wrap) -> None:
+    """Make, wrap, time and report those contenders of bench.step that are wanted and fit into memory."""
+    made = step.Contenders(step.SIZES[size](), args.device, rule)
+    shared = {"op": op, "shape": size, "dtype": "float32", "sparsity": step.SPARSITY}
+    ready: Runs = {}
+
+    def first_time(name: str, make: Callable[[], Callable[[], Any]]) -> Callable[[], None]:
+        def run() -> None:
+            ready[name] = wrap(make())
+            ready[name]()
+
+        return run
+
+    for name, (per_weight, make) in made.all().items():
+        if not any(name.endswith(word) for word in wanted):
+            continue
+        needed, free = per_weight * made.numel, common.free_bytes(args.device)
+        if needed > 0.9 * free:
+            common.skip(args, f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", contender=name, **shared)
+        elif not able({name: first_time(name, make)}, args, op, size):
+            ready.pop(name, None)
+    results = timed(ready, args)
+    each = 2 if wrap is pair_in_graph else 1
+    floor = next((r["ms"] for name, r in results.items() if name.endswith("inplace")), None)
     for name, result in results.items():
-        share = {"floor_share": floor / result["ms"]} if floor else {}
-        entry = {"op": op, "shape": size, "dtype": "float32", "sparsity": step.SPARSITY, "contender": name}
-        common.report(args, bytes=numel * 4 * (7 if adamw else 5), **entry, **share, **result)
+        share = {} if floor is None else {"floor_share": floor / result["ms"]}
+        result["ms"] /= each
+        bytes_moved = made.numel * 4 * (5 if rule == "sgd" else 7)
+        common.report(args, bytes=bytes_moved, contender=name, weights=made.numel, **shared, **share, **result)
+
+
+def pair_in_graph(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The replay of two steps, one of each sign of the learning rate: the device's time without the host's."""
+
+    def pair() -> None:
+        run()
+        run()
+
+    warmed_up(pair, 2)
+    return captured(pair).replay
 
 
 def optimiser_step(args: argparse.Namespace, size: str, rule: str) -> None:
     """What `python -m bench step` compares; called from Python, so that a small network shows the host's time."""
-    prefix = "adamw-" if rule == "adamw" else ""
-    made = step.contenders(step.SIZES[size](), args.device, prefix, size != "1b")
-    runs = able(made, args, f"step-{rule}", size)
-    del made
-    report_step(timed(runs, args), args, f"step-{rule}", size, rule == "adamw", prefix)
+    slow = ["pytorch-best", "authors"] if size == "resnet50" else []  # they sort or select, for seconds from 1e8 on
+    steps(args, f"step-{rule}", size, rule, [*FAST, *slow], lambda run: run)
 
 
 def captured_step(args: argparse.Namespace, size: str) -> None:
-    """Two steps, one of each sign of the learning rate, in a CUDA graph: the device's time alone."""
-    wanted = ("inplace", "torch-fused", "torch-foreach", "sweep-none", "sweep-hypersparse", "sweep-hypersparse-masked")
-    made = step.contenders(step.SIZES[size](), args.device, "", False)
-    graphs: Runs = {}
-
-    def capture(run: Callable[[], Any]) -> Callable[[], Any]:
-        def pair() -> None:
-            run()
-            run()
-
-        warmed_up(pair, 2)
-        return captured(pair).replay
-
-    def first_time(name: str) -> Callable[[], Any]:
-        def run() -> None:
-            graphs[name] = capture(made[name])
-
-        return run
-
-    able({name: first_time(name) for name in wanted if name in made}, args, "step-sgd-graph", size)
-    results = timed(graphs, args)
-    for result in results.values():
-        result["ms"] /= 2
-    report_step(results, args, "step-sgd-graph", size, False, "")
+    steps(args, "step-sgd-graph", size, "sgd", FAST, pair_in_graph)
 
 
 def selection(args: argparse.Namespace, n: int) -> None:
@@ -142,7 +151,7 @@ def benchmarks() -> list[tuple[str, Callable[[argparse.Namespace], None], float]
 
     for rule in ("sgd", "adamw"):
         for size in ("resnet50", "100m", "1b"):
-            add(f"step {size} {rule}", optimiser_step, 15, size=size, rule=rule)
+            add(f"step {size} {rule}", optimiser_step, 20, size=size, rule=rule)
     for size in ("resnet20", "resnet50"):
         add(f"captured step {size}", captured_step, 10, size=size)
     for n in (25_600_000, 100_000_000, 1_000_000_000):
