@@ -106,7 +106,8 @@ def work(listed: Sequence[Item], args: argparse.Namespace) -> None:
         append(args.json, section=item.section, name=item.name, status=status, detail=detail, seconds=seconds)
         shown = detail.strip().splitlines()[-1] if detail else ""
         print(f"[{time.time() - args.begun:5.0f} s] {item.section:6} {item.name:44} {status} {shown}", flush=True)
-        if not device_answers(args.device):
+        broken = status == "failed" and item.section == "graph"  # a capture may not have ended
+        if broken or not device_answers(args.device):
             note(args.state, number=number + 1)
             sys.exit(LOST)
     note(args.state, number=len(listed))

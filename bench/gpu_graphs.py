@@ -166,11 +166,16 @@ def lr_tensor() -> None:
     twins[0].optimizer.param_groups[0]["lr"] = rate
     for training in twins:
         warmed_up(training.optimizer.step)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")  # asked before the capture, which an error would leave broken
     try:
-        graph = captured(twins[0].optimizer.step)
+        twins[0].optimizer.step()
     except RuntimeError as error:
-        torch.cuda.synchronize()
         raise Skipped(f"a graph holds the learning rate of its capture: {str(error).splitlines()[0]}") from None
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    twins[1].optimizer.step()
+    graph = captured(twins[0].optimizer.step)
     for value in (0.1, 0.003):
         rate.fill_(value)
         twins[1].optimizer.param_groups[0]["lr"] = value
