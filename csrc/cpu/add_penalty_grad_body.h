@@ -6,8 +6,9 @@ template <class V, Penalty P>
 static void add_penalty_as(const SweepChunk& chunk, const SweepScope& scope, double grad_scale) {
   using T = typename V::T;
   using R = typename V::R;
-  const R on = V::set(scope.on), off = V::set(scope.off), s = V::set(scope.s * kExponent), scale = V::set(grad_scale);
+  const R on = V::set(scope.on), off = V::set(scope.off), s = V::set(exponent_scale(scope)), scale = V::set(grad_scale);
   const R zero = V::set(0);
+  const bool steep = is_steep(scope);
   T w_buffer[kBlock], g_buffer[kBlock];
   for (int64_t start = 0; start < chunk.n; start += kBlock) {
     const int64_t n = chunk.n - start < kBlock ? chunk.n - start : kBlock;
@@ -18,7 +19,7 @@ static void add_penalty_as(const SweepChunk& chunk, const SweepScope& scope, dou
       const R w = V::load(w_ptr + i, lanes), g = V::load(g_ptr + i, lanes);
       const auto group = P != Penalty::linear || chunk.group == nullptr ? V::nonzero(zero)
                                                                         : V::bits(chunk.group, start + i, lanes);
-      V::store(g_ptr + i, V::fma(scale, penalised<V, P>(zero, w, on, off, s, group), g), lanes);
+      V::store(g_ptr + i, V::fma(scale, penalised<V, P>(zero, w, on, off, s, steep, group), g), lanes);
     }
     closed<T>(chunk.g, start, n, g_ptr);
   }

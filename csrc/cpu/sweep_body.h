@@ -172,9 +172,10 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
   constexpr int S = Rule::S, kStates = S > 0 ? S : 1;
   const Rule rule(settings);
   const SweepScope line = scope == nullptr ? SweepScope{} : *scope;
-  const bool curved = line.s != 0, scaled = settings.scaled, maximize = settings.maximize, unusual = scaled || maximize;
+  const bool curved = line.s != 0, steep = is_steep(line);
+  const bool scaled = settings.scaled, maximize = settings.maximize, unusual = scaled || maximize;
   const bool decay = settings.weight_decay != 0 && !Rule::kDecoupled, writes = Rule::kUpdates || chunk.mask != nullptr;
-  const R s = V::set(line.s * kExponent), zero = V::set(0);
+  const R s = V::set(exponent_scale(line)), zero = V::set(0);
   const R on = V::set(line.on), off = V::set(line.off);
   const R grad_scale = V::set(settings.grad_scale), weight_decay = V::set(settings.weight_decay);
   Sums<V> sums;
@@ -205,7 +206,7 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
         if (Rule::kUsual || decay) g = V::fma(weight_decay, w, g);
         const auto group = P != Penalty::linear || chunk.group == nullptr ? V::nonzero(zero)
                                                                           : V::bits(chunk.group, start + i, lanes);
-        w = rule(w, penalised<V, P>(g, w, on, off, s, group), states);
+        w = rule(w, penalised<V, P>(g, w, on, off, s, steep, group), states);
       }
       if (chunk.mask != nullptr) {
         const auto keep = V::bits(chunk.mask, start + i, lanes);

@@ -40,17 +40,26 @@ static void closed(const Operand& operand, int64_t i, int64_t n, const T* buffer
     }
 }
 
-constexpr double kExponent = -2.8853900817779268;  // -2 / ln 2
+// The scale of |w| in the exponent of sech^2. Steep scales, of subnormal thresholds, leave the format times 2 / ln 2: they
+// are divided by a power of two, by which |w| is multiplied.
+constexpr double kExponent = -2.8853900817779268, kSteep = 1e38, kSteepFactor = 16;  // -2 / ln 2
 
-// g + penalty'(w). `on` is the penalty's full factor at bit 1, `off` at bit 0; `s` is the scale times kExponent.
+static inline bool is_steep(const SweepScope& scope) { return scope.s > kSteep; }
+static inline double exponent_scale(const SweepScope& scope) {
+  return scope.s / (is_steep(scope) ? kSteepFactor : 1) * kExponent;
+}
+
+// g + penalty'(w). `on` is the penalty's full factor at bit 1, `off` at bit 0; `s` is the exponent_scale.
 template <class V, Penalty P>
 static inline typename V::R penalised(typename V::R g, typename V::R w, typename V::R on, typename V::R off,
-                                      typename V::R s, typename V::M group) {
+                                      typename V::R s, bool steep, typename V::M group) {
   using R = typename V::R;
   if (P == Penalty::sign) return V::select(V::nonzero(w), V::add(g, V::with_sign_of(on, w)), g);
   if (P == Penalty::linear) return V::fma(V::select(group, on, off), w, g);
   if (P == Penalty::hypersparse) {
-    const R gradient = times_sech2(on, V::mul(s, V::abs(w)));
+    R u = V::abs(w);
+    if (__builtin_expect(steep, 0)) u = V::mul(u, V::set(kSteepFactor));
+    const R gradient = times_sech2(on, V::mul(s, u));
     return V::select(V::nonzero(w), V::add(g, V::with_sign_of(gradient, w)), g);
   }
   return g;

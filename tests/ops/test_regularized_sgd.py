@@ -202,6 +202,23 @@ def test_same_bits_for_any_number_of_threads(dtype, isa):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("threshold", [2e-39, 3.5e-39, 5e-39, 8e-39, 1e-30, 1e30])
+def test_hypersparse_at_any_scale(isa, threshold):
+    """Also where s |w| is of order 1, but s times 2 / ln 2 leaves float32."""
+    p = problem(torch.float32, sizes=[5000], scopes=[0])
+    p["weights"] = [(torch.randn(5000, generator=torch.Generator().manual_seed(3)) * threshold).float()]
+    p["grads"], p["momenta"] = [torch.zeros(5000)], []
+    u, s = p["weights"][0].double().abs(), 0.6585 / threshold
+    ratio = u.sum() / torch.tanh(s * u).sum()
+    p["coefficients"][0] = torch.tensor([1.0, 0.0, s, ratio])
+    before = p["weights"][0].double()
+    regularized_sgd_(**p, penalty="hypersparse", lr=threshold / 8)
+    expected = threshold / 8 * before.sign() * (s * ratio) / torch.cosh(s * before) ** 2
+    # the weights are multiples of the least subnormal number, half of which their rounding may add
+    error = (before - p["weights"][0].double() - expected).abs()
+    assert (error <= 2e-6 * expected.abs() + 2**-23 * u + 2**-149).all()
+
+
 def test_another_split_gives_the_same_sums(isa):
     whole = problem(torch.float32, sizes=[50_000], scopes=[0])
     split = copies(whole)
