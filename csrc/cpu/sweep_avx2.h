@@ -18,6 +18,7 @@ struct F32 {
   static R set(double x) { return _mm256_set1_ps(static_cast<float>(x)); }
   static D zero() { return _mm256_setzero_pd(); }
   static M bits(const uint8_t* packed, int64_t i, int) { return _mm256_castsi256_ps(spread_bits(packed[i >> 3])); }
+  static R kept(M m, R a) { return _mm256_and_ps(m, a); }
   static M first(int n) { return _mm256_castsi256_ps(spread_bits((1u << n) - 1)); }
   static R add(R a, R b) { return _mm256_add_ps(a, b); }
   static R sub(R a, R b) { return _mm256_sub_ps(a, b); }
@@ -86,6 +87,7 @@ struct F64 {
   static R set(double x) { return _mm256_set1_pd(x); }
   static D zero() { return _mm256_setzero_pd(); }
   static M bits(const uint8_t* packed, int64_t i, int) { return lanes_of(packed[i >> 3] >> (i & 7)); }
+  static R kept(M m, R a) { return _mm256_and_pd(m, a); }
   static M first(int n) { return lanes_of((1u << n) - 1); }
   static R add(R a, R b) { return _mm256_add_pd(a, b); }
   static R sub(R a, R b) { return _mm256_sub_pd(a, b); }

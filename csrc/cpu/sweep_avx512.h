@@ -13,9 +13,12 @@ struct F32 {
   static R set(double x) { return _mm512_set1_ps(static_cast<float>(x)); }
   static D zero() { return _mm512_setzero_pd(); }
   static M bits(const uint8_t* packed, int64_t i, int n) {
-    const unsigned low = packed[i >> 3];
-    return static_cast<M>(n > 8 ? low | packed[(i >> 3) + 1] << 8 : low);
+    if (n <= 8) return packed[i >> 3];
+    uint16_t both;
+    std::memcpy(&both, packed + (i >> 3), 2);
+    return both;
   }
+  static R kept(M m, R a) { return _mm512_maskz_mov_ps(m, a); }
   static M first(int n) { return static_cast<M>((1u << n) - 1); }
   static R add(R a, R b) { return _mm512_add_ps(a, b); }
   static R sub(R a, R b) { return _mm512_sub_ps(a, b); }
@@ -64,6 +67,7 @@ struct F64 {
   static R set(double x) { return _mm512_set1_pd(x); }
   static D zero() { return _mm512_setzero_pd(); }
   static M bits(const uint8_t* packed, int64_t i, int) { return packed[i >> 3]; }
+  static R kept(M m, R a) { return _mm512_maskz_mov_pd(m, a); }
   static M first(int n) { return static_cast<M>((1u << n) - 1); }
   static R add(R a, R b) { return _mm512_add_pd(a, b); }
   static R sub(R a, R b) { return _mm512_sub_pd(a, b); }

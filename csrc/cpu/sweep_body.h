@@ -210,8 +210,8 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
       }
       if (chunk.mask != nullptr) {
         const auto keep = V::bits(chunk.mask, start + i, lanes);
-        w = V::select(keep, w, zero);
-        for (int k = 0; k < S; ++k) states[k] = V::select(keep, states[k], zero);
+        w = V::kept(keep, w);
+        for (int k = 0; k < S; ++k) states[k] = V::kept(keep, states[k]);
       }
       if (writes) write(w_ptr, w);
       for (int k = 0; k < S; ++k) write(state_ptrs[k], states[k]);

@@ -67,6 +67,7 @@ struct Vec {
   static R set(double x) { return static_cast<T>(x); }
   static D zero() { return 0; }
   static M bits(const uint8_t* packed, int64_t i, int) { return packed[i >> 3] >> (i & 7) & 1; }
+  static R kept(M m, R a) { return m ? a : 0; }
   static M first(int) { return true; }
   static R add(R a, R b) { return a + b; }
   static R sub(R a, R b) { return a - b; }

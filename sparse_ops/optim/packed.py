@@ -1,5 +1,6 @@
 """PackedBits: one bit per weight for some of a sweep's weights, in whatever storage order a tensor has."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ class PackedBits:
         if not self.masks:
             return []
         return [
-            self.bits(name, t) if name in self.masks else t.new_empty(0, dtype=torch.uint8)
+            self.bits(name, t) if name in self.masks else no_bits(t.device)
             for name, t in zip(names, tensors, strict=True)
         ]
 
@@ -61,6 +62,12 @@ class PackedBits:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""
         return {name: packed_state(mask) for name, mask in self.masks.items()}
+
+
+@functools.cache
+def no_bits(device: torch.device) -> Tensor:
+    """What stands for a weight without bits."""
+    return torch.empty(0, dtype=torch.uint8, device=device)
 
 
 def bits_for(mask: PackedMask, tensor: Tensor) -> Tensor:
