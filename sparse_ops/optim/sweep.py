@@ -1,6 +1,7 @@
 """The Sweep: which weights a training method watches, and the tensors that carry its state from step to step."""
 
 import math
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,6 +75,7 @@ class Sweep:
         self.ranks = [0] * len(self.numel)
         self.steps = 0
         self._names: dict[Tensor, str] = {w: name for name, w in weights.items()}
+        self._operands: dict[tuple[int, ...], tuple[Sequence[Tensor], Any]] = {}  # by the ids of the parameters
         self._masks, self._groups = self._packed("mask", {}), self._packed("group", {})
         self._seen: list[tuple[int, int]] | None = None
         self._adopt = False
@@ -150,6 +152,7 @@ class Sweep:
         self._groups = self._packed("group", groups)
 
     def _packed(self, what: str, masks: Mapping[str, PackedMask]) -> PackedBits:
+        self._operands.clear()
         return PackedBits(what, {name: w.shape for name, w in self.weights.items()}, masks)
 
     # What an optimiser calls, around its update
@@ -166,9 +169,16 @@ class Sweep:
 
     def operands(self, params: Sequence[Tensor]) -> tuple[list[int], list[Tensor], list[Tensor]]:
         """(scopes, packed masks, packed groups) of these parameters, as the ops take them."""
-        names = [self._names.get(p) for p in params]
-        scopes = [-1 if name is None else self.scopes[name] for name in names]
-        return scopes, self._masks.operands(names, params), self._groups.operands(names, params)
+        key = tuple(map(id, params))
+        known, found = self._operands.get(key, ((), None))
+        if found is None or not all(map(operator.is_, known, params)):  # ids are those of a copied sweep's parameters
+            names = [self._names.get(p) for p in params]
+            scopes = [-1 if name is None else self.scopes[name] for name in names]
+            found = scopes, self._masks.operands(names, params), self._groups.operands(names, params)
+            if len(self._operands) >= 16:
+                self._operands.clear()
+            self._operands[key] = list(params), found
+        return found
 
     @property
     def penalty_now(self) -> str:
@@ -177,8 +187,8 @@ class Sweep:
 
     def observe(self, without: Sequence[Tensor] = ()) -> None:
         """Masks and statistics of all weights but those that the optimiser's own sweep has covered."""
-        covered = set(without)
-        params: list[Tensor] = [w for w in self.weights.values() if w not in covered]
+        covered = set(map(id, without))
+        params: list[Tensor] = [w for w in self.weights.values() if id(w) not in covered]
         if params:
             scopes, masks, _ = self.operands(params)
             sweep_observe_(params, masks, scopes, self.coefficients, self.brackets, self.statistics, self.candidates)
@@ -205,6 +215,7 @@ class Sweep:
 
         Changes that torch's version counters show are seen without it; those through `.data` are not.
         """
+        self._operands.clear()  # a weight may lie in memory in another order now
         self._masks.apply(list(self.weights.items()))
         if any(self.ranks):
             self._finish(exact=True)
