@@ -90,7 +90,7 @@ class Contenders:
         signs, group = itertools.cycle((1, -1)), optimizer.param_groups[0]
 
         def step() -> None:
-            group["lr"] = LR * next(signs) if self.rule == "sgd" else LR
+            group["lr"] = LR * next(signs)
             optimizer.step()
 
         return step
