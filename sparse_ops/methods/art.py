@@ -27,7 +27,8 @@ class ART(Sparsifier):
     last 2 * half_window + 1 pruned networks the middle one is kept as the best when their mean accuracy exceeds the
     best's own, and the phase ends when the best mean exceeds the epoch's train_accuracy, or after
     `max_regularize_epochs` (without train_accuracy: only then). finetune: from the best pruned weights with a fixed
-    mask and a cleared optimiser, the learning rate times 0.1 at half and at three quarters of `finetune_epochs`.
+    mask and a cleared optimiser, the learning rate times 0.1 at half and at three quarters of `finetune_epochs`. With
+    `total_epochs`, fine-tuning takes what the first two phases have left of them, whatever `finetune_epochs` says.
 
     An evaluation takes one copy of the model's tensors, from which the model is restored and the pruned network is
     kept. Weights that were edited through `.data` need a `refresh()`: nothing else shows that they have changed.
@@ -37,7 +38,6 @@ class ART(Sparsifier):
     """
 
     name = "art"
-    phases = ("pretrain", "regularize", "finetune")
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class ART(Sparsifier):
         lambda_init: float = 5e-6,
         eta: float = 1.05,
         half_window: int = 1,
+        total_epochs: int = 0,
         prunable: Filters = None,
         exclude: Filters = None,
         scope: Scope = "global",
@@ -61,13 +62,20 @@ class ART(Sparsifier):
         strict: bool = False,
         check: bool = False,
     ) -> None:
-        self.lengths = {
-            "pretrain": pretrain_epochs,
-            "regularize": max_regularize_epochs,
-            "finetune": finetune_epochs,
-        }
-        epochs("ART", **{f"{'max_' if k == 'regularize' else ''}{k}_epochs": v for k, v in self.lengths.items()})
-        epochs("ART", half_window=half_window)
+        epochs(
+            "ART",
+            pretrain_epochs=pretrain_epochs,
+            max_regularize_epochs=max_regularize_epochs,
+            finetune_epochs=finetune_epochs,
+            half_window=half_window,
+            total_epochs=total_epochs,
+        )
+        if 0 < total_epochs < pretrain_epochs + max_regularize_epochs:
+            raise ValueError(
+                f"ART: total_epochs is {total_epochs}, less than the {pretrain_epochs} + {max_regularize_epochs} that "
+                "pretrain_epochs and max_regularize_epochs may take"
+            )
+        self._whole = total_epochs
         if regularizer not in ("hypersparse", "l1", "l2"):
             raise ValueError(f"ART: regularizer is {regularizer!r}; it may be one of hypersparse, l1, l2")
         for name, value in (("lambda_init", lambda_init), ("eta", eta)):
@@ -79,6 +87,7 @@ class ART(Sparsifier):
             model,
             optimizer,
             sparsity,
+            [("pretrain", pretrain_epochs), ("regularize", max_regularize_epochs), ("finetune", finetune_epochs)],
             prunable=prunable,
             exclude=exclude,
             scope=scope,
@@ -89,6 +98,23 @@ class ART(Sparsifier):
             check=check,
         )
         self._start()
+
+    @classmethod
+    def for_epochs(cls, epochs: int) -> dict[str, int]:
+        """A fifth of the epochs dense, at most three tenths with the penalty, the rest fine-tuning."""
+        return {"pretrain_epochs": epochs // 5, "max_regularize_epochs": 3 * epochs // 10, "total_epochs": epochs}
+
+    @property
+    def phase_epochs(self) -> int:
+        """The most epochs of the present phase; 0 when all are over."""
+        if self._whole and self.phase == "finetune":
+            return self._whole - (self.epoch - self.phase_epoch)
+        return super().phase_epochs
+
+    @property
+    def total_epochs(self) -> int:
+        """The most epochs of all phases together."""
+        return self._whole or super().total_epochs
 
     def _enter(self, phase: str) -> None:
         if phase == "regularize":
@@ -125,7 +151,7 @@ class ART(Sparsifier):
 
     def _settings(self) -> dict[str, Any]:
         own = {"regularizer": self.regularizer, "lambda_init": self.lambda_init, "eta": self.eta}
-        return own | super()._settings()
+        return own | dict(self.course) | ({"total_epochs": self._whole} if self._whole else {})
 
     def _method_state(self) -> dict[str, Any]:
         return {"best": self.best.state_dict()}

@@ -4,7 +4,7 @@ Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neur
 arXiv 1506.02626, with a single pruning step.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,7 +24,6 @@ class OneShot(Sparsifier):
     """
 
     name = "oneshot"
-    phases = ("pretrain", "finetune")
 
     def __init__(
         self,
@@ -44,11 +43,11 @@ class OneShot(Sparsifier):
         check: bool = False,
     ) -> None:
         epochs("OneShot", pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs)
-        self.lengths = {"pretrain": pretrain_epochs, "finetune": finetune_epochs}
         super().__init__(
             model,
             optimizer,
             sparsity,
+            [("pretrain", pretrain_epochs), ("finetune", finetune_epochs)],
             prunable=prunable,
             exclude=exclude,
             scope=scope,
@@ -59,6 +58,14 @@ class OneShot(Sparsifier):
             check=check,
         )
         self._start()
+
+    @classmethod
+    def for_epochs(cls, epochs: int) -> dict[str, int]:
+        """Half of the epochs dense, half fine-tuning."""
+        return {"pretrain_epochs": epochs - epochs // 2, "finetune_epochs": epochs // 2}
+
+    def _settings(self) -> dict[str, Any]:
+        return dict(self.course)
 
     def _enter(self, phase: str) -> None:
         if phase == "finetune":

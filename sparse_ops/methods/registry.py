@@ -14,6 +14,7 @@ class MethodInfo:
 
     exact_budget: `finalize` leaves exactly the budget's zeros. masked_state_zero: where a mask is 0, the optimiser's
     state is 0 too. needs_evaluate: `end_epoch` needs `evaluate`. fixed_length: the number of epochs is known before.
+    total_steps: the constructor takes total_steps=, the number of optimiser steps in the whole run.
     """
 
     name: str
@@ -24,6 +25,7 @@ class MethodInfo:
     masked_state_zero: bool = True
     needs_evaluate: bool = False
     fixed_length: bool = True
+    total_steps: bool = False
 
 
 _METHODS = (

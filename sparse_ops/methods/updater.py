@@ -1,7 +1,7 @@
 """Sparsifier: the contract of every method, phases of epochs, masks, learning rate, resuming, and the way out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +13,10 @@ from sparse_ops.masks import Count, PackedMask, Scope
 from sparse_ops.methods import collapse
 from sparse_ops.methods.budget import Budget, Sparsity
 from sparse_ops.methods.report import Report
-from sparse_ops.methods.schedules import steps_at_half_and_three_quarters
+from sparse_ops.methods.schedules import half_cosine, steps_at_half_and_three_quarters
 from sparse_ops.optim.hooks import attach, reset_state
 from sparse_ops.optim.snapshot import apply_masks
-from sparse_ops.optim.sweep import Sweep
+from sparse_ops.optim.sweep import StepHooks, Sweep
 from sparse_ops.prunable import Filters, select
 
 Evaluate = Callable[[nn.Module], float]
@@ -36,9 +36,9 @@ class PhaseChange:
 class Sparsifier(ABC):
     """Takes a dense network to a sparse one while the user's own loop trains it.
 
-    Call `end_epoch` after each epoch until `finished`, then `finalize`. A subclass names its `phases` and the most
-    epochs of each, defines `_enter` and, where a phase may end early, `_judge`; it sets penalties, tracking and masks
-    of `sweep` and never touches weights.
+    Call `end_epoch` after each epoch until `finished`, then `finalize`. A subclass gives its course, the phases and the
+    most epochs of each, defines `_enter` and, where a phase may end early, `_judge`; one that acts between two epochs
+    defines `_before_step` or `_after_step`. It sets penalties, tracking and masks of `sweep`, and touches no weight.
 
     sparsity: share of zeros among the prunable weights, in [0, 1), or a mapping from name patterns to such shares.
     prunable, exclude: which weights, see `sparse_ops.prunable.select`. scope: "global", "uniform" or "erk"; count:
@@ -53,14 +53,15 @@ class Sparsifier(ABC):
     """
 
     name: ClassVar[str]
-    phases: ClassVar[tuple[str, ...]]
-    lengths: dict[str, int]  # phase -> the most epochs that it takes
+    one_schedule: ClassVar[bool] = False  # one learning rate schedule over the whole run, whatever the phases
+    works_in_steps: ClassVar[bool] = False  # `_before_step` and `_after_step` have something to do
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         sparsity: Sparsity,
+        course: Sequence[tuple[str, int]],
         *,
         prunable: Filters = None,
         exclude: Filters = None,
@@ -76,6 +77,7 @@ class Sparsifier(ABC):
         if lr not in ("method", "user"):
             raise ValueError(f"{self._title}: lr is {lr!r}; it may be 'method' or 'user'")
         self.model, self.optimizer, self.lr, self.strict = model, optimizer, lr, strict
+        self.course = tuple(course)
         self.budget = Budget(sparsity, scope, count, min_nonzeros)
         self.selection = select(model, prunable, exclude)
         self.weights: dict[str, nn.Parameter] = self.selection.parameters
@@ -85,6 +87,8 @@ class Sparsifier(ABC):
             if bad.numel():
                 raise ValueError(f"{self._title}: {name} holds {bad.numel()} non-finite values ({bad[0].item()})")
         self.sweep = Sweep(self.weights, self.budget.scopes(self.weights), check=check)
+        if self.works_in_steps:
+            self.sweep.hooks = StepHooks(self._before_step, self._after_step)
         self._attachment = attach(optimizer, self.sweep)
         self.epoch = self.phase_epoch = 0
         self._base_lrs: list[float] = []
@@ -106,6 +110,11 @@ class Sparsifier(ABC):
 
     # What a method defines
 
+    @classmethod
+    @abstractmethod
+    def for_epochs(cls, epochs: int) -> dict[str, int]:
+        """The arguments with which a run takes this many epochs, divided as the method is meant to be."""
+
     @abstractmethod
     def _enter(self, phase: str) -> None:
         """Set penalty, tracking and masks of a phase that begins."""
@@ -113,6 +122,17 @@ class Sparsifier(ABC):
     def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
         """At the end of an epoch: what goes into its record, and why the phase ends early (None: it does not)."""
         return {}, None
+
+    def _before_step(self) -> bool:
+        """Before an optimiser step that is not skipped, with the gradients as they are; False leaves the weights alone.
+
+        `sweep.steps` counts the steps before this one, those too in which the weights were left alone.
+        """
+        return True
+
+    def _after_step(self) -> None:
+        """After such a step; `sweep.steps` counts it."""
+        return
 
     def _method_state(self) -> dict[str, Any]:
         """What the method itself has to remember; tensors, numbers, strings, lists and dicts."""
@@ -125,9 +145,24 @@ class Sparsifier(ABC):
     # The contract
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The names of the phases in their order; a name may come more than once."""
+        return tuple(name for name, _ in self.course)
+
+    @property
     def phase(self) -> str:
         """The phase of the coming epoch, or "finished"."""
         return (*self.phases, FINISHED)[self._phase]
+
+    @property
+    def phase_epochs(self) -> int:
+        """The most epochs of the present phase; 0 when all are over."""
+        return 0 if self.finished else self.course[self._phase][1]
+
+    @property
+    def total_epochs(self) -> int:
+        """The most epochs of all phases together."""
+        return sum(length for _, length in self.course)
 
     @property
     def finished(self) -> bool:
@@ -138,10 +173,13 @@ class Sparsifier(ABC):
     def lr_factor(self) -> float:
         """What the method multiplies the initial learning rate with in the coming epoch.
 
-        1, in a phase "finetune" 0.1 from half and 0.01 from three quarters of it on.
+        Methods with one schedule: half a cosine from 1 to 0 over all epochs. The others: 1, in a phase "finetune" 0.1
+        from half and 0.01 from three quarters of it on.
         """
+        if self.one_schedule:
+            return half_cosine(self.epoch, self.total_epochs)
         fine = self.phase == "finetune"
-        return steps_at_half_and_three_quarters(self.phase_epoch, self.lengths["finetune"]) if fine else 1.0
+        return steps_at_half_and_three_quarters(self.phase_epoch, self.phase_epochs) if fine else 1.0
 
     def end_epoch(self, evaluate: Evaluate | None = None, train_accuracy: float | None = None) -> PhaseChange | None:
         """End an epoch; the PhaseChange when a phase ended with it.
@@ -166,7 +204,7 @@ class Sparsifier(ABC):
         )
         self.epoch += 1
         self.phase_epoch += 1
-        if reason is None and self.phase_epoch >= self.lengths[before]:
+        if reason is None and self.phase_epoch >= self.phase_epochs:
             reason = f"its {self.phase_epoch} epochs are over"
         if reason is not None:
             self._advance()
@@ -222,7 +260,8 @@ class Sparsifier(ABC):
         return Report(self.name, settings, [dict(row) for row in self._history], layers)
 
     def _settings(self) -> dict[str, Any]:
-        return dict(self.lengths)
+        """The method's own arguments, for the report."""
+        return {}
 
     def finalize(self) -> nn.Module:
         """Take the hooks off and return the model, with exactly the budget's zeros in its weights.
@@ -234,6 +273,13 @@ class Sparsifier(ABC):
             return self.model
         while not self.finished:
             self._advance()
+        self._write_zeros()
+        self.detach()
+        self._final = True
+        return self.model
+
+    def _write_zeros(self) -> None:
+        """The zeros into the weights, and the proof that they are the budget's."""
         self.sweep.set_masks(self.masks)
         expected = self.budget.zeros(self.weights)
         zeros = sum(mask.zeros for mask in self.masks.values())
@@ -243,9 +289,6 @@ class Sparsifier(ABC):
             stray = int(self.weights[name].detach()[~mask.to_dense()].count_nonzero())
             if stray:
                 raise AssertionError(f"{self._title}: {stray} pruned weights of {name} are not zero")
-        self.detach()
-        self._final = True
-        return self.model
 
     def detach(self) -> None:
         """Take the hooks off without pruning: training goes on as if there had been no sparsifier."""
@@ -256,6 +299,7 @@ class Sparsifier(ABC):
         return {
             "method": self.name,
             "phase": self.phase,
+            "phase_index": self._phase,
             "epoch": self.epoch,
             "phase_epoch": self.phase_epoch,
             "step": self.sweep.steps,
@@ -275,7 +319,7 @@ class Sparsifier(ABC):
         Load the model's and the optimiser's states too, in any order. ValueError for the checkpoint of another method,
         budget or model, and for one without its masks.
         """
-        missing = [key for key in ("method", "phase", "budget", "sweep", "state") if key not in state]
+        missing = [key for key in ("method", "phase", "phase_index", "budget", "sweep", "state") if key not in state]
         if missing:
             raise ValueError(f"{self._title}: this is not a sparsifier's checkpoint, it lacks {', '.join(missing)}")
         if state["method"] != self.name:
@@ -291,10 +335,14 @@ class Sparsifier(ABC):
             raise ValueError(
                 f"{self._title}: the checkpoint has {key} {state['budget'].get(key)}, here it is {own[key]}"
             )
-        if state["phase"] not in (*self.phases, FINISHED):
-            raise ValueError(f"{self._title}: the checkpoint is in the unknown phase {state['phase']!r}")
+        names, index = (*self.phases, FINISHED), state["phase_index"]
+        if not (0 <= index < len(names) and names[index] == state["phase"]):
+            raise ValueError(
+                f"{self._title}: the checkpoint is in phase {index + 1}, {state['phase']!r}, of another course than "
+                f"{', '.join(names[:-1])}"
+            )
         self.sweep.load_state_dict({**state["sweep"], "masks": state["masks"]})
-        self._phase = (*self.phases, FINISHED).index(state["phase"])
+        self._phase = index
         self.epoch, self.phase_epoch = state["epoch"], state["phase_epoch"]
         self._base_lrs, self._factor_set = list(state["base_lrs"]), state["lr_factor"]
         self._history = [dict(row) for row in state["history"]]
@@ -329,7 +377,7 @@ class Sparsifier(ABC):
             self._enter(self.phase)
 
     def _advance_while_over(self) -> None:
-        while not self.finished and self.lengths[self.phase] == 0:
+        while not self.finished and self.phase_epochs == 0:
             self._advance()
 
     def _know_groups(self) -> None:

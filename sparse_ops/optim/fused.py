@@ -49,9 +49,13 @@ class SweepInside(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def _skips(self) -> bool:
-        """True where GradScaler found an infinity; on CUDA the op decides, so that nothing waits for the device."""
+        """True where GradScaler found an infinity; on CUDA the op decides, so that nothing waits for the device.
+
+        A method that counts steps has to know, and waits.
+        """
         found_inf = getattr(self, "found_inf", None)
-        return found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0
+        counts = self.sweep is not None and self.sweep.hooks is not None
+        return found_inf is not None and (found_inf.device.type == "cpu" or counts) and found_inf.item() != 0
 
     def _decided_by_device(self, bucket: Bucket) -> Tensor | None:
         """found_inf where the device may skip the update of a bucket without the host's knowing."""
@@ -132,8 +136,8 @@ class SweepInside(torch.optim.Optimizer):
                 loss = closure()
         if self._skips():
             return loss
-        if self.sweep is not None:
-            self.sweep.begin()
+        if self.sweep is not None and not self.sweep.begin_step():
+            return loss
         updated = [p for group in self.param_groups for p in self._update(group)]
         if self.sweep is not None:
             self.sweep.observe(without=updated)

@@ -16,7 +16,8 @@ class Attachment:
 
     def __init__(self, optimizer: torch.optim.Optimizer, sweep: Sweep) -> None:
         self.optimizer, self.sweep = optimizer, sweep
-        self._skips = False
+        self._skips, self._begun = False, False
+        self._put_aside: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients of a step without an update
         self._handles: list[Any] = []
         if isinstance(optimizer, SweepInside):
             optimizer.sweep = sweep
@@ -43,14 +44,16 @@ class Attachment:
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Bring the penalty into the gradients, or into each evaluation of a closure."""
         found_inf = getattr(optimizer, "found_inf", None)
-        self._skips = found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0
+        here = found_inf is not None and (found_inf.device.type == "cpu" or self.sweep.hooks is not None)
+        self._skips = here and found_inf.item() != 0  # type: ignore[union-attr]
         if self._skips:
             return None
-        self.sweep.begin()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self.sweep.join_gradients(getattr(optimizer, "grad_scale", None))
+            if self._begins():
+                self.sweep.join_gradients(getattr(optimizer, "grad_scale", None))
             return None
+        self._begun = False
         wrapped = self._wrap(closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
@@ -61,15 +64,29 @@ class Attachment:
             self.sweep.forget_added()
             loss = closure()
             with torch.no_grad():
-                self.sweep.join_gradients()
+                if self._begun or self._begins():
+                    self.sweep.join_gradients()
             return loss
 
         return with_penalty
 
+    def _begins(self) -> bool:
+        """Begin the sweep's step; False, with the gradients put aside, where a method leaves the weights alone."""
+        self._begun = self.sweep.begin_step()
+        if not self._begun:
+            held = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self._put_aside = [(p, p.grad) for p in held if p.grad is not None]
+            for p, _ in self._put_aside:
+                p.grad = None  # what has no gradient, torch.optim passes over
+        return self._begun
+
     @torch.no_grad()
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Masks on weights and state, then the statistics of the new weights."""
-        if self._skips:
+        for p, grad in self._put_aside:
+            p.grad = grad
+        self._put_aside = []
+        if self._skips or not self._begun:
             return
         self.sweep.mask_state(optimizer.state)
         self.sweep.observe()

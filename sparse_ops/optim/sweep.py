@@ -3,8 +3,8 @@
 import math
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ from sparse_ops.optim.packed import PackedBits, unpacked_state
 
 PENALTIES = ("none", "l1", "l2", "growing_l2", "hypersparse")
 CANDIDATE_SHARE = 64  # room for one candidate in 64 weights; the bracket aims at one in 128 at most
+
+
+class StepHooks(NamedTuple):
+    """Called around each step that is not skipped; where `before` returns False, the weights are left alone in it."""
+
+    before: Callable[[], bool]
+    after: Callable[[], None]
 
 
 class Sweep:
@@ -71,6 +78,7 @@ class Sweep:
             self.numel[self.scopes[name]] += w.numel()
         self.tolerance, self.exact_every, self.check = tolerance, exact_every, check
         self.optimizer: torch.optim.Optimizer | None = None  # set by optim.hooks.attach
+        self.hooks: StepHooks | None = None  # set by a method that acts between two epochs
         self.penalty = "none"
         self.ranks = [0] * len(self.numel)
         self.steps = 0
@@ -157,6 +165,16 @@ class Sweep:
 
     # What an optimiser calls, around its update
 
+    def begin_step(self) -> bool:
+        """Before an update, with all gradients there: False where a method leaves the weights alone in this step."""
+        if self.hooks is not None and not self.hooks.before():
+            self.steps += 1
+            self.forget_added()
+            self.hooks.after()
+            return False
+        self.begin()
+        return True
+
     def begin(self) -> None:
         """Before an update: exact coefficients where the weights were changed by someone else since the last one."""
         device = next(iter(self.weights.values())).device
@@ -209,6 +227,8 @@ class Sweep:
             self._warn_without_threshold()
         if self.check:
             self._verify()
+        if self.hooks is not None:
+            self.hooks.after()
 
     def refresh(self) -> None:
         """Exact threshold and coefficients of the weights as they are, after a change that was not an update.

@@ -13,17 +13,17 @@ class DenseTraining:
     phase = "dense"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
-        self.model, self.optimizer, self.epochs, self.epoch = model, optimizer, epochs, 0
+        self.model, self.optimizer, self.total_epochs, self.epoch = model, optimizer, epochs, 0
         self.base = [group["lr"] for group in optimizer.param_groups]
 
     @property
     def finished(self) -> bool:
-        return self.epoch >= self.epochs
+        return self.epoch >= self.total_epochs
 
     @property
     def lr_factor(self) -> float:
         """0.1 for each of the two marks that were passed."""
-        return 0.1 ** ((2 * self.epoch >= self.epochs) + (4 * self.epoch >= 3 * self.epochs))
+        return 0.1 ** ((2 * self.epoch >= self.total_epochs) + (4 * self.epoch >= 3 * self.total_epochs))
 
     def end_epoch(self, evaluate: Callable[[nn.Module], float] | None = None, *, train_accuracy: float) -> None:
         """Count the epoch and set the learning rate of the next one."""

@@ -116,7 +116,7 @@ class Job:
         model = self._network(data)
         optimizer = optim.SGD(model.parameters(), **vars(self.recipe.optimizer))
         try:
-            methods.get(self.recipe.method["name"]).cls(model, optimizer, **self.arguments).detach()
+            self._sparsifier(self.recipe.method["name"], model, optimizer, data, self.arguments).detach()
         except (ValueError, TypeError) as error:
             raise method_table.under_key(error, self.recipe.method) from None
 
@@ -151,7 +151,7 @@ class Job:
         sparsifier = (
             DenseTraining(model, optimizer, **arguments)
             if method is None
-            else methods.get(method).cls(model, optimizer, **arguments)
+            else self._sparsifier(method, model, optimizer, data, arguments)
         )
         train, test = self._batches(data)
         trainer = Trainer(key, model, optimizer, sparsifier, train, test, self.recipe, self.folder, self.progress, seed)
@@ -162,7 +162,7 @@ class Job:
                 trainer.resume(state)
                 self.seconds_before += state["seconds"]
         fold_of = f" {fold + 1}/{self.options.folds}" if self.options.folds > 1 else ""
-        self.progress.stage(name + fold_of, _most_epochs(arguments), len(trainer.train))
+        self.progress.stage(name + fold_of, sparsifier.total_epochs, len(trainer.train))
         trainer.run(self.budget)
         model = sparsifier.finalize()
         test_accuracy = accuracy(model, trainer.test.plain(), self.recipe.training.precision)
@@ -175,6 +175,15 @@ class Job:
         }
         run_folder.save_state(done, state)
         return self._outcome(model, state)
+
+    def _sparsifier(
+        self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, data: DataSet, arguments: dict[str, Any]
+    ) -> methods.Sparsifier:
+        info = methods.get(name)
+        if info.total_steps:
+            epochs = sum(value for key, value in arguments.items() if key.endswith("epochs"))
+            arguments = arguments | {"total_steps": epochs * len(self._batches(data)[0])}
+        return info.cls(model, optimizer, **arguments)
 
     def _outcome(self, model: nn.Module, state: dict[str, Any]) -> Outcome:
         model = model.to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
@@ -202,7 +211,3 @@ class Job:
         summary["epochs"] = folds[0]["method"].epochs
         summary["epochs_per_fold"] = [fold["method"].epochs for fold in folds]
         return summary
-
-
-def _most_epochs(arguments: dict[str, Any]) -> int:
-    return sum(value for key, value in arguments.items() if key.endswith("epochs"))

@@ -8,6 +8,7 @@ from typing import Any
 from sparse_ops import methods
 from sparse_ops.train import keys
 
+_NOT_IN_A_RECIPE = ("model", "optimizer", "total_steps")  # made of the rest of the recipe
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -54,7 +55,7 @@ def under_key(error: Exception, table: Mapping[str, Any]) -> Exception:
 
 def _defaults(name: str) -> dict[str, Any]:
     parameters = inspect.signature(methods.get(name).cls).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in ("model", "optimizer")}
+    return {p.name: p.default for p in parameters if p.name not in _NOT_IN_A_RECIPE}
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:

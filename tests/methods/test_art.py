@@ -274,3 +274,18 @@ def test_a_layer_that_stays_dense_feels_no_penalty(regularizer):
     before = [net[i].weight.clone() for i in (0, 5, 7)]
     optimizer.step()
     assert [torch.equal(net[i].weight, w) for i, w in zip((0, 5, 7), before, strict=True)] == [False, True, False]
+
+
+def test_fine_tuning_takes_what_is_left_of_the_whole_run():
+    net = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    art = methods.ART(net, optimizer, sparsity=0.5, **methods.ART.for_epochs(20))
+    assert (art.total_epochs, art.phases) == (20, ("pretrain", "regularize", "finetune"))
+    rates = []
+    while not art.finished:
+        rates.append((art.phase, art.phase_epochs, round(art.lr_factor, 4)))
+        art.end_epoch(lambda model: 0.9, train_accuracy=0.8)  # the penalty's phase ends after its first epoch
+    assert len(rates) == 20 and rates[4] == ("regularize", 6, 1) and rates[5] == ("finetune", 15, 1)
+    assert [factor for *_, factor in rates[5:]] == [1] * 8 + [0.1] * 4 + [0.01] * 3
+    with pytest.raises(ValueError, match=r"ART: total_epochs is 100, less than the 60 \+ 100"):
+        methods.ART(net, torch.optim.SGD(net.parameters()), sparsity=0.5, total_epochs=100)

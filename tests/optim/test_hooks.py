@@ -10,6 +10,7 @@ from torch import nn
 from sparse_ops import optim, prunable
 from sparse_ops.masks import magnitude_mask
 from sparse_ops.optim import Sweep, attach
+from sparse_ops.optim.sweep import StepHooks
 
 PAIRS = {
     "sgd": (optim.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}),
@@ -220,3 +221,44 @@ def test_a_skip_that_only_the_device_knows_changes_nothing(pair, monkeypatch):
         assert distance(a, b) == 0
     assert sweep_a.metrics() == sweep_b.metrics()
     torch.testing.assert_close(x.state_dict()["state"], y.state_dict()["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", [optim.SGD, torch.optim.SGD], ids=["ours", "torch"])
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_step_that_leaves_the_weights_alone(make, closure):
+    """Nothing moves, gradients stay, the step counts, and `before` sees gradients that no mask has touched."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 3)
+    optimizer = make(net.parameters(), lr=0.1, momentum=0.9)
+    sweep = Sweep({"weight": net.weight})
+    sweep.set_masks(dict(zip(["weight"], magnitude_mask([net.weight], 0.5), strict=True)))
+    seen, dead = [], net.weight == 0
+    leave = {1, 3}
+
+    def before():
+        seen.append(("before", sweep.steps, net.weight.grad[dead].count_nonzero().item()))
+        return sweep.steps not in leave
+
+    sweep.hooks = StepHooks(before, lambda: seen.append(("after", sweep.steps)))
+    attach(optimizer, sweep)
+
+    def evaluate():
+        net.zero_grad()
+        loss = net(torch.randn(5, 4)).square().sum()
+        loss.backward()
+        return loss
+
+    for step in range(5):
+        old = [p.detach().clone() for p in net.parameters()], copy.deepcopy(optimizer.state_dict()["state"])
+        if closure:
+            assert optimizer.step(evaluate) > 0
+        else:
+            evaluate()
+            optimizer.step()
+        assert all(p.grad is not None for p in net.parameters())
+        now = [p.detach() for p in net.parameters()], optimizer.state_dict()["state"]
+        if step in leave:
+            torch.testing.assert_close(now, old, rtol=0, atol=0)
+        else:
+            assert not any(torch.equal(a, b) for a, b in zip(now[0], old[0], strict=True))
+    assert seen == [x for i in range(5) for x in (("before", i, int(dead.sum())), ("after", i + 1))]
