@@ -95,14 +95,17 @@ class Problem:
 
 
 def _scalars(options: dict[str, Any], device: str) -> dict[str, Any]:
-    """grad_scale and found_inf as the tensors that an op takes."""
-    names = ("grad_scale", "found_inf")
-    return options | {n: torch.tensor(float(options[n]), device=device) for n in names if n in options}
+    """lr_tensor, grad_scale and found_inf as the tensors that an op takes."""
+    given = {n: torch.tensor(float(options[n]), device=device) for n in ("grad_scale", "found_inf") if n in options}
+    if "lr_tensor" in options:
+        given["lr"] = torch.tensor(options["lr_tensor"], device=device)
+    return {k: v for k, v in options.items() if k != "lr_tensor"} | given
 
 
 def sgd(args, penalty="hypersparse", types=(F32,), masked=False, scoped=True, skipped=False, **options) -> None:
     """One step, or what a device-side skip leaves."""
     rule = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1, "nesterov": False} | options
+    rule["lr"] = rule.get("lr_tensor", rule["lr"])
     p = Problem(args, types, masked, scoped, int(rule["momentum"] != 0))
     with op_under_test():
         momenta = p.states[0] if p.states else []
@@ -130,6 +133,7 @@ def sgd(args, penalty="hypersparse", types=(F32,), masked=False, scoped=True, sk
 
 def adamw(args, penalty="hypersparse", types=(F32,), masked=False, amsgrad=False, skipped=False, **options) -> None:
     rule = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1} | options
+    rule["lr"] = rule.get("lr_tensor", rule["lr"])
     p = Problem(args, types, masked, True, 3 if amsgrad else 2)
     for moments in p.states[1:]:
         for t in moments:
@@ -202,6 +206,7 @@ def _checks() -> dict[str, Callable[[argparse.Namespace], None]]:
     add("sgd l1", sgd, penalty="l1")
     add("sgd l2", sgd, penalty="l2")
     add("sgd growing_l2 masked", sgd, penalty="growing_l2", masked=True)
+    add("sgd lr as a tensor", sgd, masked=True, lr_tensor=0.07)
     add("sgd grad_scale, found_inf 0", sgd, grad_scale=4.0, found_inf=0.0)
     add("sgd found_inf 1", sgd, masked=True, grad_scale=4.0, found_inf=1.0, skipped=True)
     add("sgd found_inf 2", sgd, masked=True, grad_scale=4.0, found_inf=2.0, skipped=True)
@@ -212,6 +217,7 @@ def _checks() -> dict[str, Callable[[argparse.Namespace], None]]:
     add("adamw hypersparse masked", adamw, masked=True)
     add("adamw no penalty amsgrad", adamw, penalty="none", amsgrad=True)
     add("adamw growing_l2 amsgrad masked", adamw, penalty="growing_l2", amsgrad=True, masked=True)
+    add("adamw lr as a tensor", adamw, masked=True, lr_tensor=0.07)
     add("adamw maximize grad_scale found_inf 0", adamw, maximize=True, grad_scale=4.0, found_inf=0.0)
     add("adamw found_inf 1", adamw, masked=True, found_inf=1.0, skipped=True)
     for name, kinds in types.items():

@@ -33,6 +33,7 @@ TYPES = {f"{name}_ptr": kind for kind, names in POINTERS.items() for name in nam
 F32, F16, BF16, F64 = "float32", "float16", "bfloat16", "float64"
 
 SGD = {
+    "lr_ptr": None,
     "grad_scale_ptr": None,
     "found_inf_ptr": None,
     "W": F32,
@@ -55,6 +56,7 @@ ADAMW = {k: v for k, v in SGD.items() if k not in ("MOMENTUM", "FIRST", "NESTERO
     "L": F32,
     "AMSGRAD": False,
 }
+AMSGRAD = ADAMW | {"AMSGRAD": True, "MASKED": False, "lr_ptr": "*fp32"}
 OBSERVE = {"W": F32, "COMPUTE": F32, "MASKED": True, "ALIGNED": True, "CHUNK": 16384, "EIGHTS": 64}
 RADIX = {"KEY": F32, "ROUNDS": 3, "BITS": 31}
 SELECT = {"KEY": F32, "ALL_ROUNDS": 3, "BITS": 31}
@@ -83,7 +85,7 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
         "_regularized_sgd_kernel",
         "fp32 ragged scaled",
         4,
-        SGD | {"ALIGNED": False, "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"},
+        SGD | {"ALIGNED": False, "lr_ptr": "*fp32", "grad_scale_ptr": "*fp32", "found_inf_ptr": "*fp32"},
     ),
     (
         "regularized_sgd",
@@ -100,7 +102,7 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
         SGD | {"W": F64, "G": F64, "M": F64, "COMPUTE": F64, "candidates_ptr": "*fp64"},
     ),
     ("regularized_adamw", "_regularized_adamw_kernel", "fp32 hypersparse masked", 4, ADAMW),
-    ("regularized_adamw", "_regularized_adamw_kernel", "fp32 amsgrad", 4, ADAMW | {"AMSGRAD": True, "MASKED": False}),
+    ("regularized_adamw", "_regularized_adamw_kernel", "fp32 amsgrad", 4, AMSGRAD),
     ("sweep_observe", "_sweep_observe_kernel", "fp32 masked", 4, OBSERVE),
     (
         "add_penalty_grad",

@@ -26,13 +26,13 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
       "regularized_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, Tensor[] masks, Tensor[] groups, "
       "int[] scopes, Tensor coefficients, Tensor brackets, Tensor(y!) statistics, Tensor(z!) candidates, str penalty, "
       "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, "
-      "Tensor? grad_scale, Tensor? found_inf) -> bool");
+      "Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf) -> bool");
   m.def(
       "regularized_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] max_exp_avg_sqs, Tensor[] steps, Tensor[] masks, Tensor[] groups, int[] scopes, "
       "Tensor coefficients, Tensor brackets, Tensor(y!) statistics, Tensor(z!) candidates, str penalty, float lr, "
-      "float beta1, float beta2, float eps, float weight_decay, bool maximize, Tensor? grad_scale, "
-      "Tensor? found_inf) -> bool");
+      "float beta1, float beta2, float eps, float weight_decay, bool maximize, Tensor? lr_tensor, "
+      "Tensor? grad_scale, Tensor? found_inf) -> bool");
   m.def(
       "sweep_observe_(Tensor(a!)[] weights, Tensor[] masks, int[] scopes, Tensor coefficients, Tensor brackets, "
       "Tensor(y!) statistics, Tensor(z!) candidates) -> bool");

@@ -28,7 +28,7 @@ from .tiles import (
 def _regularized_adamw_kernel(
     rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
     coefficients_ptr, brackets_ptr, statistics_ptr, candidates_ptr, partials_ptr,
-    grad_scale_ptr, found_inf_ptr,  # one float32 each, or None
+    lr_ptr, grad_scale_ptr, found_inf_ptr,  # one number each, or None; the rate takes the place of lr
     P_all, first_p, capacity,
     lr: tl.float64, beta1: tl.float64, beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64,
     W: tl.constexpr, G: tl.constexpr, M: tl.constexpr, V: tl.constexpr, L: tl.constexpr, COMPUTE: tl.constexpr,
@@ -58,9 +58,13 @@ def _regularized_adamw_kernel(
     step = tl.load(step_ptr).to(tl.float64)
     first_bias = 1 - tl.exp(step * tl.log(tl.full((), beta1, tl.float64)))
     second_bias = 1 - tl.exp(step * tl.log(tl.full((), beta2, tl.float64)))
-    rate = (tl.full((), lr, tl.float64) / first_bias).to(COMPUTE)
+    if lr_ptr is not None:
+        wide_rate = tl.load(lr_ptr).to(tl.float64)
+    else:
+        wide_rate = tl.full((), lr, tl.float64)
+    rate = (wide_rate / first_bias).to(COMPUTE)
     correction = (1 / tl.sqrt(second_bias)).to(COMPUTE)
-    decay = tl.full((), lr * weight_decay, COMPUTE)
+    decay = (wide_rate * weight_decay).to(COMPUTE)
     floor = tl.full((), eps, COMPUTE)
     old_m, new_m = tl.full((), beta1, COMPUTE), tl.full((), 1 - beta1, COMPUTE)
     old_v, new_v = tl.full((), beta2, COMPUTE), tl.full((), 1 - beta2, COMPUTE)
@@ -109,12 +113,13 @@ def _regularized_adamw_kernel(
 
 def regularized_adamw(
     table, coefficients, brackets, statistics, candidates, partials, penalty, lr, beta1, beta2, eps, weight_decay,
-    maximize, grad_scale, found_inf,
+    maximize, lr_tensor, grad_scale, found_inf,
 ) -> None:  # fmt: skip
     """One launch over a table of tensors with weight, gradient and states of equal dtypes."""
     _regularized_adamw_kernel[(table.chunks.shape[0],)](
-        table.rows, table.chunks, coefficients, brackets, statistics, candidates, partials, grad_scale, found_inf,
-        partials.shape[1], table.first, candidates.shape[1], lr, beta1, beta2, eps, weight_decay,
+        table.rows, table.chunks, coefficients, brackets, statistics, candidates, partials,
+        lr_tensor, grad_scale, found_inf, partials.shape[1], table.first, candidates.shape[1],
+        lr, beta1, beta2, eps, weight_decay,
         W=element(table.dtypes[0]), G=element(table.dtypes[1]), M=element(table.dtypes[2]),
         V=element(table.dtypes[3]), L=element(table.dtypes[-1]), COMPUTE=compute(table.dtypes[0]), PENALTY=penalty,
         MASKED=table.masked, AMSGRAD=len(table.dtypes) == 5, MAXIMIZE=maximize, STATISTICS=table.scoped,

@@ -26,7 +26,7 @@ from .tiles import (
 def _regularized_sgd_kernel(
     rows_ptr, chunks_ptr,  # (T, 16) int64, (P, 2) int32: tensor, number of the chunk in it
     coefficients_ptr, brackets_ptr, statistics_ptr, candidates_ptr, partials_ptr,
-    grad_scale_ptr, found_inf_ptr,  # one float32 each, or None
+    lr_ptr, grad_scale_ptr, found_inf_ptr,  # one number each, or None; the rate takes the place of lr
     P_all, first_p, capacity,
     lr: tl.float64, momentum: tl.float64, dampening: tl.float64, weight_decay: tl.float64,
     W: tl.constexpr, G: tl.constexpr, M: tl.constexpr, COMPUTE: tl.constexpr, PENALTY: tl.constexpr,
@@ -50,7 +50,10 @@ def _regularized_sgd_kernel(
     count_ptr = statistics_ptr + scope * 7 + 5
     if grad_scale_ptr is not None:
         grad_scale = tl.load(grad_scale_ptr).to(COMPUTE)
-    rate = tl.full((), lr, COMPUTE)
+    if lr_ptr is not None:
+        rate = tl.load(lr_ptr).to(COMPUTE)
+    else:
+        rate = tl.full((), lr, COMPUTE)
     decay = tl.full((), weight_decay, COMPUTE)
     beta = tl.full((), momentum, COMPUTE)
     fresh = tl.full((), 1 - dampening, COMPUTE)
@@ -95,12 +98,13 @@ def _regularized_sgd_kernel(
 
 def regularized_sgd(
     table, coefficients, brackets, statistics, candidates, partials, penalty, lr, momentum, dampening, weight_decay,
-    nesterov, maximize, first_step, grad_scale, found_inf,
+    nesterov, maximize, first_step, lr_tensor, grad_scale, found_inf,
 ) -> None:  # fmt: skip
     """One launch over a table of tensors with weight, gradient and state of equal dtypes."""
     _regularized_sgd_kernel[(table.chunks.shape[0],)](
-        table.rows, table.chunks, coefficients, brackets, statistics, candidates, partials, grad_scale, found_inf,
-        partials.shape[1], table.first, candidates.shape[1], lr, momentum, dampening, weight_decay,
+        table.rows, table.chunks, coefficients, brackets, statistics, candidates, partials,
+        lr_tensor, grad_scale, found_inf, partials.shape[1], table.first, candidates.shape[1],
+        lr, momentum, dampening, weight_decay,
         W=element(table.dtypes[0]), G=element(table.dtypes[1]), M=element(table.dtypes[-1]),
         COMPUTE=compute(table.dtypes[0]), PENALTY=penalty,
         MASKED=table.masked, MOMENTUM=momentum != 0, FIRST=first_step, NESTEROV=nesterov, MAXIMIZE=maximize,

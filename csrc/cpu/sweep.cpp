@@ -169,7 +169,8 @@ std::vector<SweepPiece> sweep_pieces(const Tensors& weights) {
 bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
                       Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-                      bool first_step, OptionalTensor grad_scale, OptionalTensor found_inf) {
+                      bool first_step, OptionalTensor lr_tensor, OptionalTensor grad_scale,
+                      OptionalTensor found_inf) {
   if (!plain_operands(weights, {&grads, momenta.empty() ? &grads : &momenta}, {&masks, &groups}) || !apart(weights) ||
       !plain_scopes(scopes, weights.size(), coefficients.size(0)))
     return false;
@@ -177,7 +178,7 @@ bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors m
   SweepRule rule{};
   rule.kind = momenta.empty() ? RuleKind::sgd : RuleKind::momentum;
   rule.penalty = parse_penalty(penalty);
-  rule.lr = lr;
+  rule.lr = number(lr_tensor, lr);
   rule.weight_decay = weight_decay;
   rule.scaled = grad_scale.has_value();
   rule.grad_scale = number(grad_scale, 1);
@@ -196,8 +197,8 @@ bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors m
 bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
                         Tensors steps, Tensors masks, Tensors groups, Ints scopes, Tensor coefficients, Tensor brackets,
                         Tensor statistics, Tensor candidates, std::string penalty, double lr, double beta1,
-                        double beta2, double eps, double weight_decay, bool maximize, OptionalTensor grad_scale,
-                        OptionalTensor found_inf) {
+                        double beta2, double eps, double weight_decay, bool maximize, OptionalTensor lr_tensor,
+                        OptionalTensor grad_scale, OptionalTensor found_inf) {
   const Tensors& last = max_exp_avg_sqs.empty() ? exp_avg_sqs : max_exp_avg_sqs;
   if (!plain_operands(weights, {&grads, &exp_avgs, &exp_avg_sqs, &last}, {&masks, &groups}) || !apart(weights) ||
       !plain_scopes(scopes, weights.size(), coefficients.size(0)))
@@ -206,7 +207,7 @@ bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensor
   SweepRule rule{};
   rule.kind = max_exp_avg_sqs.empty() ? RuleKind::adamw : RuleKind::amsgrad;
   rule.penalty = parse_penalty(penalty);
-  rule.lr = lr;
+  rule.lr = number(lr_tensor, lr);
   rule.weight_decay = weight_decay;
   rule.scaled = grad_scale.has_value();
   rule.grad_scale = number(grad_scale, 1);
@@ -217,7 +218,7 @@ bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensor
   std::vector<SweepRule> rules(weights.size(), rule);
   for (size_t t = 0; t < weights.size(); ++t) {
     const double step = *static_cast<const float*>(steps[t].const_data_ptr());
-    rules[t].step_size = lr / (1 - std::pow(beta1, step));
+    rules[t].step_size = rule.lr / (1 - std::pow(beta1, step));
     rules[t].correction = 1 / std::sqrt(1 - std::pow(beta2, step));
   }
   std::vector<const Tensors*> states{&exp_avgs, &exp_avg_sqs};

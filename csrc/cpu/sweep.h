@@ -16,13 +16,14 @@ using Ints = std::vector<int64_t>;
 bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
                       Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-                      bool first_step, OptionalTensor grad_scale, OptionalTensor found_inf);
+                      bool first_step, OptionalTensor lr_tensor, OptionalTensor grad_scale,
+                      OptionalTensor found_inf);
 
 bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
                         Tensors steps, Tensors masks, Tensors groups, Ints scopes, Tensor coefficients, Tensor brackets,
                         Tensor statistics, Tensor candidates, std::string penalty, double lr, double beta1,
-                        double beta2, double eps, double weight_decay, bool maximize, OptionalTensor grad_scale,
-                        OptionalTensor found_inf);
+                        double beta2, double eps, double weight_decay, bool maximize, OptionalTensor lr_tensor,
+                        OptionalTensor grad_scale, OptionalTensor found_inf);
 
 bool sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
                     Tensor statistics, Tensor candidates);

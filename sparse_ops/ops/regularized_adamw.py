@@ -14,7 +14,8 @@ torch.library.define(
     f"sparse_ops::{OP}",
     "(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
     f"Tensor(d!)[] max_exp_avg_sqs, Tensor[] steps, {operands.STATE}, str penalty, float lr, float beta1, "
-    "float beta2, float eps, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    "float beta2, float eps, float weight_decay, bool maximize, Tensor? lr_tensor, Tensor? grad_scale, "
+    "Tensor? found_inf) -> ()",
 )
 
 
@@ -22,8 +23,8 @@ def _check(
     weights: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor], steps: list[Tensor], masks: list[Tensor], groups: list[Tensor], scopes: list[int],
     coefficients: Tensor, brackets: Tensor, statistics: Tensor, candidates: Tensor, penalty: str, lr: float,
-    beta1: float, beta2: float, eps: float, weight_decay: float, maximize: bool, grad_scale: Tensor | None,
-    found_inf: Tensor | None, *, tensors: bool = True,
+    beta1: float, beta2: float, eps: float, weight_decay: float, maximize: bool, lr_tensor: Tensor | None,
+    grad_scale: Tensor | None, found_inf: Tensor | None, *, tensors: bool = True,
 ) -> None:  # fmt: skip
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
     if tensors:
@@ -39,6 +40,7 @@ def _check(
             raise ValueError(f"{OP}: steps[{i}] is {step.dtype} {tuple(step.shape)}, expected one float32")
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
     operands.check_penalty(OP, penalty)
+    operands.check_rate(OP, lr_tensor, weights)
     operands.check_scalar(OP, "grad_scale", grad_scale)
     operands.check_scalar(OP, "found_inf", found_inf)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
@@ -113,7 +115,7 @@ def regularized_adamw_(
     candidates: Tensor,
     *,
     penalty: str,
-    lr: float,
+    lr: float | Tensor,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -128,9 +130,10 @@ def regularized_adamw_(
     steps: one float32 per weight that already counts this step, only read. The penalty joins the gradient, the decay
     is decoupled (arXiv 1711.05101). Where the mask is 0 the weight and all its moments become +0.
     """
+    rate, lr_tensor = operands.split_rate(lr)
     run = _regularized_adamw_ if launch.unseen(weights) else torch.ops.sparse_ops.regularized_adamw_
     run(
         weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, groups, scopes, coefficients,
-        brackets, statistics, candidates, penalty, lr, beta1, beta2, eps, weight_decay, maximize, grad_scale,
-        found_inf,
+        brackets, statistics, candidates, penalty, rate, beta1, beta2, eps, weight_decay, maximize, lr_tensor,
+        grad_scale, found_inf,
     )  # fmt: skip

@@ -14,7 +14,7 @@ torch.library.define(
     f"sparse_ops::{OP}",
     f"(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, {operands.STATE}, str penalty, float lr, "
     "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, "
-    "Tensor? grad_scale, Tensor? found_inf) -> ()",
+    "Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf) -> ()",
 )
 
 
@@ -22,7 +22,8 @@ def _check(
     weights: list[Tensor], grads: list[Tensor], momenta: list[Tensor], masks: list[Tensor], groups: list[Tensor],
     scopes: list[int], coefficients: Tensor, brackets: Tensor, statistics: Tensor, candidates: Tensor, penalty: str,
     lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool, maximize: bool,
-    first_step: bool, grad_scale: Tensor | None, found_inf: Tensor | None, *, tensors: bool = True,
+    first_step: bool, lr_tensor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None, *,
+    tensors: bool = True,
 ) -> None:  # fmt: skip
     """Check the operands: the first half of the op and, since nothing is allocated, all of its fake."""
     if tensors:
@@ -31,6 +32,7 @@ def _check(
         operands.check_tensors(OP, weights, scopes, coefficients.shape[0], likes, packed)
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
     operands.check_penalty(OP, penalty)
+    operands.check_rate(OP, lr_tensor, weights)
     operands.check_scalar(OP, "grad_scale", grad_scale)
     operands.check_scalar(OP, "found_inf", found_inf)
     if momentum != 0 and len(momenta) != len(weights):
@@ -100,7 +102,7 @@ def regularized_sgd_(
     candidates: Tensor,
     *,
     penalty: str,
-    lr: float,
+    lr: float | Tensor,
     momentum: float = 0.0,
     dampening: float = 0.0,
     weight_decay: float = 0.0,
@@ -116,11 +118,13 @@ def regularized_sgd_(
     any floating dtype and strides. momenta: [] without momentum, else one per weight; not read when first_step. masks,
     groups: [] or one packed uint8 tensor per weight (empty where none), in storage order. scopes: the row of each
     weight in the tables, -1 without penalty and statistics. The tables are described in docs/architecture.md. penalty:
-    none, l1, l2, growing_l2 or hypersparse (arXiv 2308.07163). found_inf: where 1, nothing at all changes.
+    none, l1, l2, growing_l2 or hypersparse (arXiv 2308.07163). lr: a number, or one in a tensor on the weights' device,
+    which is read where the weights are. found_inf: where 1, nothing at all changes.
     ValueError or TypeError names the culprit. Not differentiable.
     """
+    rate, lr_tensor = operands.split_rate(lr)
     run = _regularized_sgd_ if launch.unseen(weights) else torch.ops.sparse_ops.regularized_sgd_
     run(
-        weights, grads, momenta, masks, groups, scopes, coefficients, brackets, statistics, candidates, penalty, lr,
-        momentum, dampening, weight_decay, nesterov, maximize, first_step, grad_scale, found_inf,
+        weights, grads, momenta, masks, groups, scopes, coefficients, brackets, statistics, candidates, penalty, rate,
+        momentum, dampening, weight_decay, nesterov, maximize, first_step, lr_tensor, grad_scale, found_inf,
     )  # fmt: skip

@@ -77,6 +77,18 @@ def check_scalar(op: str, name: str, value: Tensor | None) -> None:
         raise ValueError(f"{op}: {name} is {value.dtype} {tuple(value.shape)}, expected one floating point number")
 
 
+def split_rate(lr: float | Tensor) -> tuple[float, Tensor | None]:
+    """The learning rate as an op takes it: a number, or a tensor that takes the number's place."""
+    return (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+
+
+def check_rate(op: str, lr: Tensor | None, weights: Sequence[Tensor]) -> None:
+    """One floating point number beside the weights, since it is read in the same pass."""
+    check_scalar(op, "lr", lr)
+    if lr is not None and weights and lr.device != weights[0].device:
+        raise ValueError(f"{op}: lr is on {lr.device}, weights[0] on {weights[0].device}")
+
+
 def check_tensors(
     op: str,
     weights: Sequence[Tensor],

@@ -15,12 +15,13 @@ class AdamW(SweepInside, torch.optim.AdamW):
 
     The penalty of a sparsifier joins the gradient, as a term of the loss would; weight decay stays decoupled.
     `foreach`, `fused` and `capturable` are accepted and kept for exchange with torch.optim.AdamW, but choose nothing;
-    `lr` and betas may be tensors (on CUDA they are read each step, which waits for the device). Gradients are only
-    read. Under GradScaler the step unscales and skips by itself; the counts of steps lie beside the weights, so that on
-    CUDA nothing waits for the device. `state_dict` has them where torch.optim.AdamW keeps them: beside the weights if
-    `fused` or `capturable`, else on the CPU. state_dtype=torch.float32 keeps the moments of half parameters in
-    float32 (default: the parameter's dtype); a loaded state keeps the precision it was saved in. ValueError for
-    differentiable=True and for sparse gradients.
+    `lr` may be a 0-dim tensor: on CUDA the device reads it, so that nothing waits and a captured graph follows its
+    changes; betas may be tensors too, but the host reads them, which waits. Gradients are only read. Under GradScaler
+    the step unscales and skips by itself; the counts of steps lie beside the weights, so that on CUDA nothing waits for
+    the device. `state_dict` has them where torch.optim.AdamW keeps them: beside the weights if `fused` or `capturable`,
+    else on the CPU. state_dtype=torch.float32 keeps the moments of half parameters in float32 (default: the parameter's
+    dtype); a loaded state keeps the precision it was saved in. ValueError for differentiable=True and for sparse
+    gradients.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class AdamW(SweepInside, torch.optim.AdamW):
                 bucket.scopes,
                 *bucket.tables,
                 penalty=bucket.penalty,
-                lr=float(group["lr"]),
+                lr=self._rate(group, bucket.params[0].device),
                 beta1=beta1,
                 beta2=beta2,
                 eps=float(group["eps"]),

@@ -100,6 +100,14 @@ class SweepInside(torch.optim.Optimizer):
         t = getattr(self, name, None)
         return None if t is None else t.to(device, non_blocking=device.type == "cuda")
 
+    def _rate(self, group: dict[str, Any], device: torch.device) -> float | Tensor:
+        """The group's lr: a tensor on an accelerator stays there, so that a step neither waits for it nor, in a graph,
+        keeps the value of its capture."""
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.device.type == device.type != "cpu":
+            return lr.to(device, non_blocking=True)
+        return float(lr)
+
     def _keep_state_in(self, dtype: torch.dtype | None) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"{type(self).__name__}: state_dtype is {dtype}, expected a floating point type or None")

@@ -16,11 +16,11 @@ class SGD(SweepInside, torch.optim.SGD):
     """torch.optim.SGD's rule, signature, parameter groups and state_dict, in one fused pass, with a sweep or without.
 
     A sparsifier of `sparse_ops.methods` attaches its sweep; without one this is a plain fused SGD. `foreach` and
-    `fused` are accepted and kept for exchange with torch.optim.SGD, but choose nothing; `lr` may be a 0-dim tensor (on
-    CUDA it is read each step, which waits for the device). Gradients are only read. Under GradScaler the step unscales
-    and skips by itself. state_dtype=torch.float32 keeps
-    the momentum of half-precision parameters in float32 (default: the parameter's dtype); a loaded state keeps the
-    precision it was saved in. ValueError for differentiable=True and for sparse gradients.
+    `fused` are accepted and kept for exchange with torch.optim.SGD, but choose nothing. `lr` may be a 0-dim tensor: on
+    CUDA the device reads it, so that nothing waits and a captured graph follows its changes. Gradients are only read.
+    Under GradScaler the step unscales and skips by itself. state_dtype=torch.float32 keeps the momentum of
+    half-precision parameters in float32 (default: the parameter's dtype); a loaded state keeps the precision it was
+    saved in. ValueError for differentiable=True and for sparse gradients.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SGD(SweepInside, torch.optim.SGD):
             bucket.scopes,
             *bucket.tables,
             penalty=bucket.penalty,
-            lr=float(group["lr"]),
+            lr=self._rate(group, bucket.params[0].device),
             momentum=float(group["momentum"]),
             dampening=float(group["dampening"]),
             weight_decay=float(group["weight_decay"]),

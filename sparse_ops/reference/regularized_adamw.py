@@ -29,12 +29,14 @@ def regularized_adamw_(
     eps: float,
     weight_decay: float,
     maximize: bool,
+    lr_tensor: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
     """All tensors of weights and states are 1-D, in storage order."""
     if found_inf is not None and found_inf.item() != 0:
         return
+    lr = lr if lr_tensor is None else lr_tensor.item()
     for i, (weight, scope) in enumerate(zip(weights, scopes, strict=True)):
         dtype = sweep.compute_dtype(weight)
         w, g = weight.to(dtype), grads[i].to(dtype)

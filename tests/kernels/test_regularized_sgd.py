@@ -78,7 +78,7 @@ class Problem:
         for table in plan.tables:
             regularized_sgd(
                 table, self.coefficients, self.brackets, self.statistics, self.candidates, sums, penalty,
-                *HYPER.values(), nesterov, maximize, first_step, grad_scale, found_inf,
+                *HYPER.values(), nesterov, maximize, first_step, None, grad_scale, found_inf,
             )  # fmt: skip
         partial_sums.add_partials(sums, plan.chunk_scopes, self.statistics, found_inf)
         return plan

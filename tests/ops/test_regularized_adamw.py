@@ -46,7 +46,8 @@ def check(dtype, penalty, amsgrad, masked):
     expected = in_float64(p)
     regularized = {"penalty": penalty, "maximize": True, **RULE}
     scale = torch.tensor(4.0)
-    reference.regularized_adamw_(**expected, **regularized, grad_scale=scale.double(), found_inf=None)
+    scalars = {"lr_tensor": None, "grad_scale": scale.double(), "found_inf": None}
+    reference.regularized_adamw_(**expected, **regularized, **scalars)
     regularized_adamw_(**p, **regularized, grad_scale=scale, found_inf=torch.zeros(1))
     for name in ("weights", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"):
         for value, wanted in zip(p[name], expected[name], strict=True):
@@ -112,7 +113,21 @@ def test_masked_weights_and_their_moments_are_positive_zeros(backend):
 
 def test_is_a_lawful_torch_op(backend):
     p = problem(torch.float32, amsgrad=True, masked=True)
-    arguments = (*p.values(), "hypersparse", 0.01, 0.9, 0.99, 1e-8, 0.1, False, None, None)
+    arguments = (*p.values(), "hypersparse", 0.01, 0.9, 0.99, 1e-8, 0.1, False, None, None, None)
+    torch.library.opcheck(torch.ops.sparse_ops.regularized_adamw_.default, arguments)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+def test_a_learning_rate_in_a_tensor(kind, backend):
+    """The same bits as the number that the tensor holds, in the step size as in the decay; the number is not used."""
+    parts = [problem(torch.float32, amsgrad=True, masked=True) for _ in range(2)]
+    rate = torch.tensor(0.01, dtype=kind)
+    for p, lr in zip(parts, (rate.item(), rate), strict=True):
+        regularized_adamw_(**p, penalty="hypersparse", **RULE | {"lr": lr})
+    for name in ("weights", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "statistics"):
+        torch.testing.assert_close(parts[1][name], parts[0][name], rtol=0, atol=0)
+    assert not torch.equal(parts[0]["weights"][5], problem(torch.float32)["weights"][5])
+    arguments = (*parts[1].values(), "hypersparse", 0.0, 0.9, 0.99, 1e-8, 0.1, False, rate, None, None)
     torch.library.opcheck(torch.ops.sparse_ops.regularized_adamw_.default, arguments)
 
 
@@ -122,6 +137,8 @@ def test_names_the_culprit():
         ("7 weights but 6 exp_avg_sqs", {"exp_avg_sqs": p["exp_avg_sqs"][1:]}),
         ("7 weights but 0 steps", {"steps": []}),
         (r"steps\[0\] is torch.int64 \(\), expected one float32", {"steps": [torch.tensor(1)] * 7}),
+        (r"lr is torch.float32 \(2,\), expected one", {"lr": torch.ones(2)}),
+        ("lr is on meta, weights.0. on cpu", {"lr": torch.ones((), device="meta")}),
         ("beta2 is 1.0, expected 0 <= beta2 < 1", {"beta2": 1.0}),
     ):
         with pytest.raises(ValueError, match=message):

@@ -99,7 +99,13 @@ def check(dtype, penalty, rule, masked, grouped=False):
         "first_step": False,
     }
     reference.regularized_sgd_(
-        **expected, penalty=penalty, lr=0.1, **defaults | settings, grad_scale=scale.double(), found_inf=None
+        **expected,
+        penalty=penalty,
+        lr=0.1,
+        **defaults | settings,
+        lr_tensor=None,
+        grad_scale=scale.double(),
+        found_inf=None,
     )
     regularized_sgd_(**p, penalty=penalty, lr=0.1, **settings, grad_scale=scale, found_inf=torch.zeros(1))
     for i, (new, old) in enumerate(zip(p["grads"], grads, strict=True)):
@@ -276,7 +282,21 @@ def test_candidates_overflow_is_counted(backend):
 
 def test_is_a_lawful_torch_op(backend):
     p = problem(torch.float32, masked=True)
-    arguments = (*p.values(), "hypersparse", 0.1, 0.9, 0.0, 0.0, False, False, False, None, None)
+    arguments = (*p.values(), "hypersparse", 0.1, 0.9, 0.0, 0.0, False, False, False, None, None, None)
+    torch.library.opcheck(torch.ops.sparse_ops.regularized_sgd_.default, arguments)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+def test_a_learning_rate_in_a_tensor(kind, backend):
+    """The same bits as the number that the tensor holds; the number beside it is not used."""
+    parts = [problem(torch.float32, masked=True) for _ in range(2)]
+    rate = torch.tensor([0.1], dtype=kind)
+    for p, lr in zip(parts, (rate.item(), rate), strict=True):
+        regularized_sgd_(**p, penalty="hypersparse", lr=lr, momentum=0.9, weight_decay=0.01)
+    for name in ("weights", "momenta", "statistics"):
+        torch.testing.assert_close(parts[1][name], parts[0][name], rtol=0, atol=0)
+    assert not torch.equal(parts[0]["weights"][5], problem(torch.float32)["weights"][5])
+    arguments = (*parts[1].values(), "hypersparse", 0.0, 0.9, 0.0, 0.0, False, False, False, rate, None, None)
     torch.library.opcheck(torch.ops.sparse_ops.regularized_sgd_.default, arguments)
 
 
@@ -299,6 +319,9 @@ def test_names_the_culprit():
     wrong(r"momenta\[0\] is torch.int64", TypeError, momenta=[torch.zeros(0, dtype=torch.int64), *p["momenta"][1:]])
     wrong("momentum is 0, so momenta must be an empty list", momentum=0.0)
     wrong("nesterov needs momentum and no dampening", nesterov=True, dampening=0.1)
+    wrong(r"lr is torch.float32 \(2,\), expected one floating point number", lr=torch.ones(2))
+    wrong("lr is torch.int64", lr=torch.ones((), dtype=torch.int64))
+    wrong("lr is on meta, weights.0. on cpu", lr=torch.ones((), device="meta"))
     wrong("penalty is 'l3'; it may be one of none, l1", penalty="l3")
     wrong(r"scopes\[6\] is 2, expected -1 \(none\) or a row below 2", scopes=[*SCOPES[:6], 2])
     wrong(r"masks\[1\] is torch.uint8 \(2,\), expected uint8 \(1,\)", masks=[base[:0].byte(), *[base[:2].byte()] * 6])

@@ -73,6 +73,7 @@ def test_a_step_on_cuda_asks_the_device_nothing(cls, _, options):
                 for p in params:
                     p.grad = torch.empty_like(p)
                 optimizer.grad_scale, optimizer.found_inf = (torch.empty((), device="cuda") for _ in range(2))
+                optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")
                 optimizer.step()
             for state in optimizer.state.values():
                 assert all(t.device.type == "cuda" for t in state.values())
