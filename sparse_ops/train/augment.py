@@ -18,6 +18,11 @@ class Augmentation:
     flip: bool = False
 
 
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """How many batches of an epoch train: a last one of a single image does not."""
+    return -(-images // batch_size) - (images % batch_size == 1 and images > 1 and batch_size > 1)
+
+
 class Batches:
     """Normalised float batches (x, y) of a set of images, on one device.
 
@@ -49,13 +54,13 @@ class Batches:
         self.windows = padded.unfold(2, h, 1).unfold(3, w, 1)
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return steps_per_epoch(self.count, self.batch_size)
 
     def epoch(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in random order, augmented."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         for index in torch.randperm(self.count, generator=generator).split(self.batch_size):
-            if len(index) > 1 or self.count == 1:
+            if len(index) > 1 or self.count == 1 or self.batch_size == 1:
                 yield self._take(index, generator)
 
     def plain(self) -> Iterator[tuple[Tensor, Tensor]]:

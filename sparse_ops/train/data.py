@@ -11,6 +11,8 @@ from torch import Tensor
 from sparse_ops.train import data_cifar, data_digits, data_fashion
 from sparse_ops.train.data_files import Report
 
+_SUBSET_SEED = 0  # part of what a subset is: data.images = 10000 means the same images everywhere
+
 SOURCES: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
     "cifar10": data_cifar.load,
     "digits": data_digits.load,
@@ -31,10 +33,17 @@ class Images:
     def to(self, device: torch.device) -> "Images":
         return Images(self.images.to(device), self.labels.to(device))
 
+    def take(self, index: Tensor) -> "Images":
+        """The images of these numbers."""
+        return Images(self.images[index], self.labels[index])
+
 
 @dataclass(frozen=True)
 class DataSet:
-    """A training and a test set; mean and std are the training images', per channel, in units of the uint8 values."""
+    """A training and a test set; mean and std are the training images', per channel, in units of the uint8 values.
+
+    validation: images held out of the training set, on which an epoch may be selected.
+    """
 
     name: str
     train: Images
@@ -42,6 +51,7 @@ class DataSet:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: Images | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,19 +60,46 @@ class DataSet:
         return c, h, w
 
 
-def load(name: str, data_dir: Path, *, fold: int = 0, download: bool = False, report: Report | None = None) -> DataSet:
+def load(
+    name: str,
+    data_dir: Path,
+    *,
+    fold: int = 0,
+    images: int = 0,
+    validation: int = 0,
+    download: bool = False,
+    report: Report | None = None,
+) -> DataSet:
     """The data set `name`, read from files under data_dir and verified.
 
     fold (0 to 4) chooses the test fifth of `digits`, which has no official split; the others have a fixed test set
-    and take fold 0 only. Raises ValueError with one sentence where a file is missing, of a wrong size, or damaged.
+    and take fold 0 only. images, validation: see `divide`. Raises ValueError with one sentence where a file is missing,
+    of a wrong size, or damaged.
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data set {name!r} is unknown{hint} (known: {', '.join(SOURCES)})")
     x, y, x_test, y_test = SOURCES[name](data_dir, fold=fold, download=download, report=report)
-    mean, std = channel_statistics(x)
-    return DataSet(name, Images(x, y), Images(x_test, y_test), int(y.max()) + 1, mean, std)
+    train, held_out = divide(Images(x, y), images, validation)
+    mean, std = channel_statistics(train.images)
+    return DataSet(name, train, Images(x_test, y_test), int(y.max()) + 1, mean, std, held_out)
+
+
+def divide(train: Images, images: int, validation: int) -> tuple[Images, Images | None]:
+    """The training images to train on and those held out.
+
+    All are shuffled with a fixed seed, the same for every seed of a run. The last `validation` are held out, whatever
+    `images` is; the first `images` are for training, with images = 0 all that are left.
+    """
+    n = len(train)
+    if images + validation > n or validation == n:
+        raise ValueError(f"data.images is {images} and data.validation {validation}; there are {n:,} training images")
+    if images == validation == 0:
+        return train, None
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(_SUBSET_SEED))
+    held_out = train.take(order[n - validation :]) if validation else None
+    return train.take(order[: images or n - validation]), held_out
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

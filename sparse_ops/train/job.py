@@ -13,13 +13,14 @@ from torch import nn
 from sparse_ops import methods, optim
 from sparse_ops.train import data as data_sets
 from sparse_ops.train import deploy, figures, method_table, networks, run_folder
-from sparse_ops.train.augment import Augmentation, Batches
+from sparse_ops.train.augment import Augmentation, Batches, steps_per_epoch
 from sparse_ops.train.data import DataSet
 from sparse_ops.train.dense import DenseTraining
-from sparse_ops.train.loop import Budget, Trainer, accuracy
+from sparse_ops.train.loop import Budget, Trainer
 from sparse_ops.train.progress import Progress
 from sparse_ops.train.recipe import Recipe
 from sparse_ops.train.run_folder import RunFolder
+from sparse_ops.train.selection import Selection
 
 FOLDS = 5
 EVALUATION_BATCH = 500
@@ -48,6 +49,9 @@ class Outcome:
     seconds: float
     test_accuracy: float
     kept: dict[str, Any] | None
+    selected_epoch: int = 0  # the epoch whose weights these are
+    last_accuracy: float = 0.0  # on test images, after the last epoch
+    validation_accuracy: float | None = None  # on held-out training images
 
 
 class Job:
@@ -102,6 +106,8 @@ class Job:
             self.recipe.data.name,
             self.options.data_dir,
             fold=fold,
+            images=self.recipe.data.images,
+            validation=self.recipe.data.validation,
             download=self.options.download,
             report=lambda done, total: self.progress.bytes(f"downloading {self.recipe.data.name}", done, total),
         )
@@ -110,8 +116,8 @@ class Job:
         """Raise what data and method have against their settings before any file of an older run is touched."""
         if self.recipe.data.batch_size > len(data.train):
             raise ValueError(
-                f"data.batch_size is {self.recipe.data.batch_size}, but {self.recipe.data.name} has "
-                f"{len(data.train):,} training images"
+                f"data.batch_size is {self.recipe.data.batch_size}, but there are {len(data.train):,} images of "
+                f"{self.recipe.data.name} to train on"
             )
         model = self._network(data)
         optimizer = optim.SGD(model.parameters(), **vars(self.recipe.optimizer))
@@ -153,8 +159,9 @@ class Job:
             if method is None
             else self._sparsifier(method, model, optimizer, data, arguments)
         )
-        train, test = self._batches(data)
+        train, test, validation = self._batches(data)
         trainer = Trainer(key, model, optimizer, sparsifier, train, test, self.recipe, self.folder, self.progress, seed)
+        trainer.validation, trainer.selection = validation, Selection(self.recipe.training.select)
         checkpoint = self.folder / run_folder.CHECKPOINT
         if self.options.resume and checkpoint.is_file():
             state = run_folder.load_state(checkpoint)
@@ -164,13 +171,18 @@ class Job:
         fold_of = f" {fold + 1}/{self.options.folds}" if self.options.folds > 1 else ""
         self.progress.stage(name + fold_of, sparsifier.total_epochs, len(trainer.train))
         trainer.run(self.budget)
-        model = sparsifier.finalize()
-        test_accuracy = accuracy(model, trainer.test.plain(), self.recipe.training.precision)
+        last_accuracy = trainer.accuracy(test) if trainer.selection.best is not None else None
+        selected_epoch = trainer.selection.restore(model, sparsifier)
+        trainer.model = model = sparsifier.finalize()
+        test_accuracy = trainer.accuracy(test)
         state = {
             "model": model.state_dict(),
             "epochs": trainer.epoch,
             "seconds": trainer.seconds,
             "test_accuracy": test_accuracy,
+            "last_accuracy": test_accuracy if last_accuracy is None else last_accuracy,
+            "validation_accuracy": None if validation is None else trainer.accuracy(validation),
+            "selected_epoch": selected_epoch or trainer.epoch,
             "kept": trainer.kept,
         }
         run_folder.save_state(done, state)
@@ -182,25 +194,30 @@ class Job:
         info = methods.get(name)
         if info.total_steps:
             epochs = sum(value for key, value in arguments.items() if key.endswith("epochs"))
-            arguments = arguments | {"total_steps": epochs * len(self._batches(data)[0])}
+            arguments = arguments | {
+                "total_steps": epochs * steps_per_epoch(len(data.train), self.recipe.data.batch_size)
+            }
         return info.cls(model, optimizer, **arguments)
 
     def _outcome(self, model: nn.Module, state: dict[str, Any]) -> Outcome:
         model = model.to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        return Outcome(model, state["epochs"], state["seconds"], state["test_accuracy"], state["kept"])
+        return Outcome(model, **{key: value for key, value in state.items() if key != "model"})
 
     def _network(self, data: DataSet) -> nn.Module:
-        return networks.build(self.recipe.network.name, data.shape, data.classes, width=self.recipe.network.width)
+        own = {key: value for key, value in vars(self.recipe.network).items() if key != "name"}
+        return networks.build(self.recipe.network.name, data.shape, data.classes, **own)
 
     def _dense(self, outcomes: dict[str, Outcome], data: DataSet) -> nn.Module:
         """The network to compare speed and size with; without a dense stage, one that was never trained."""
         return outcomes["dense"].model if "dense" in outcomes else self._network(data).eval()
 
-    def _batches(self, data: DataSet) -> tuple[Batches, Batches]:
+    def _batches(self, data: DataSet) -> tuple[Batches, Batches, Batches | None]:
+        """Those to train on, of the test set, and of the held-out images where there are any."""
         batches = functools.partial(Batches, device=self.device, channels_last=self.recipe.training.channels_last)
         augmentation = Augmentation(self.recipe.data.crop, self.recipe.data.flip)
         train = batches(data.train, data, self.recipe.data.batch_size, augmentation=augmentation)
-        return train, batches(data.test, data, EVALUATION_BATCH)
+        held_out = None if data.validation is None else batches(data.validation, data, EVALUATION_BATCH)
+        return train, batches(data.test, data, EVALUATION_BATCH), held_out
 
     def _accuracies(self, folds: list[dict[str, Outcome]]) -> dict[str, Any]:
         summary: dict[str, Any] = {}
@@ -208,6 +225,10 @@ class Job:
             values = [fold[stage].test_accuracy for fold in folds if stage in fold]
             summary[key] = math.fsum(values) / len(values) if values else None
             summary[f"{key}_per_fold"] = values
+        for stage, outcome in folds[0].items():
+            summary[f"{stage}_selected_epoch"] = outcome.selected_epoch
+            summary[f"{stage}_last_accuracy"] = outcome.last_accuracy
+            summary[f"{stage}_validation_accuracy"] = outcome.validation_accuracy
         summary["epochs"] = folds[0]["method"].epochs
         summary["epochs_per_fold"] = [fold["method"].epochs for fold in folds]
         return summary

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from sparse_ops.train.augment import Batches
 from sparse_ops.train.progress import Progress, Record
 from sparse_ops.train.recipe import Recipe
 from sparse_ops.train.run_folder import RunFolder
+from sparse_ops.train.selection import Selection
 
 FINETUNE = "finetune"  # the phase in which the mask is fixed
 
@@ -68,6 +69,8 @@ class Trainer:
     epoch: int = 0
     seconds: float = 0.0
     kept: dict[str, Any] | None = None  # magnitudes of the last epoch in which no weight was masked
+    validation: Batches | None = None
+    selection: Selection = field(default_factory=Selection)
 
     def run(self, budget: Budget) -> None:
         """Train until the method is finished, with a checkpoint after every epoch."""
@@ -90,7 +93,12 @@ class Trainer:
         if "cuda_rng" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"])
         self.epoch, self.seconds, self.kept = state["epoch"], state["seconds"], state["kept"]
+        self.selection.best = state["best"]
         self.folder.truncate_metrics(state["metrics_size"])
+
+    def accuracy(self, batches: Batches) -> float:
+        """Share of right answers of the network as it is, without augmentation."""
+        return accuracy(self.model, batches.plain(), self.recipe.training.precision)
 
     def _save(self) -> None:
         state = {
@@ -98,6 +106,7 @@ class Trainer:
             "epoch": self.epoch,
             "seconds": self.seconds,
             "kept": self.kept,
+            "best": self.selection.best,
             "metrics_size": self.folder.metrics_size(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -116,7 +125,11 @@ class Trainer:
         if phase != FINETUNE:
             self.kept = figures.magnitudes(self.model, self.recipe.method["sparsity"])
         metrics = self.method.metrics()  # of the epoch that ends here, as is the test accuracy: end_epoch may prune
-        test_accuracy = accuracy(self.model, self.test.plain(), self.recipe.training.precision)
+        looks = (self.epoch + 1) % self.recipe.training.test_every == 0
+        test_accuracy = self.accuracy(self.test) if looks else None
+        validation_accuracy = None if self.validation is None else self.accuracy(self.validation)
+        score = {"validation": validation_accuracy, "test": test_accuracy}.get(self.selection.rule)
+        self.selection.offer(score, self.epoch + 1, self.model, self.method)
         pruned: list[float] = []
 
         def evaluate(model: nn.Module) -> float:
@@ -135,6 +148,7 @@ class Trainer:
             "loss": loss / seen,
             "train_accuracy": correct / seen,
             "test_accuracy": test_accuracy,
+            "validation_accuracy": validation_accuracy,
             "pruned_accuracy": pruned[-1] if pruned else None,
             "images_per_second": seen / trained,
             "seconds": clock.total(),

@@ -1,6 +1,7 @@
 """Networks by name, each built for (channels, height, width) and a number of classes."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
@@ -29,12 +30,13 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """The CIFAR form of He et al. 2016: a 3x3 stem, len(planes) stages of residual blocks, average pooling, Linear.
 
-    Every stage but the first halves the image. Convolutions are initialised Kaiming fan-out, the classifier N(0, 0.01).
+    The stem divides the sides of the image by stride, every stage but the first halves them. Convolutions are
+    initialised Kaiming fan-out, the classifier N(0, 0.01).
     """
 
-    def __init__(self, channels: int, classes: int, planes: Sequence[int], blocks: int) -> None:
+    def __init__(self, channels: int, classes: int, planes: Sequence[int], blocks: int, stride: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(channels, planes[0], 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(channels, planes[0], 3, stride, 1, bias=False)
         self.bn = nn.BatchNorm2d(planes[0])
         stages, inputs = [], planes[0]
         for i, width in enumerate(planes):
@@ -54,14 +56,14 @@ class ResNet(nn.Module):
         return self.classifier(y.mean((2, 3)))
 
 
-def resnet32(shape: tuple[int, int, int], classes: int, *, width: int = 32) -> nn.Module:
+def resnet32(shape: tuple[int, int, int], classes: int, *, width: int = 32, stride: int = 1) -> nn.Module:
     """ResNet-32 of planes width, 2 width, 4 width; width 32 is ART's, twice that of He et al."""
-    return ResNet(shape[0], classes, (width, 2 * width, 4 * width), blocks=5)
+    return ResNet(shape[0], classes, (width, 2 * width, 4 * width), 5, stride)
 
 
-def resnet8(shape: tuple[int, int, int], classes: int, *, width: int = 32) -> nn.Module:
+def resnet8(shape: tuple[int, int, int], classes: int, *, width: int = 32, stride: int = 1) -> nn.Module:
     """One residual block per stage of planes width, 2 width, 4 width: nine convolutions."""
-    return ResNet(shape[0], classes, (width, 2 * width, 4 * width), blocks=1)
+    return ResNet(shape[0], classes, (width, 2 * width, 4 * width), 1, stride)
 
 
 def mlp(shape: tuple[int, int, int], classes: int, *, width: int = 512) -> nn.Module:
@@ -81,10 +83,16 @@ def mlp(shape: tuple[int, int, int], classes: int, *, width: int = 512) -> nn.Mo
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "resnet32": resnet32, "resnet8": resnet8}
 
 
-def build(name: str, shape: tuple[int, int, int], classes: int, *, width: int = 0) -> nn.Module:
-    """The network `name` for images of `shape`; width 0 is the network's own."""
+def build(name: str, shape: tuple[int, int, int], classes: int, *, width: int = 0, stride: int = 1) -> nn.Module:
+    """The network `name` for images of `shape`; width 0 is the network's own, stride is that of a ResNet's stem."""
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"network {name!r} is unknown{hint} (known: {', '.join(NETWORKS)})")
-    return NETWORKS[name](shape, classes, **({"width": width} if width else {}))
+    own = {"width": width or None, "stride": stride if stride != 1 else None}
+    options = {key: value for key, value in own.items() if value is not None}
+    taken = inspect.signature(NETWORKS[name]).parameters
+    for key, value in options.items():
+        if key not in taken:
+            raise ValueError(f"network.{key} is {value}, but {name} has no {key}")
+    return NETWORKS[name](shape, classes, **options)

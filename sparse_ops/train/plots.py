@@ -63,13 +63,18 @@ def _styled(draw: Any) -> Any:
 
 @_styled
 def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
-    """Accuracy and lambda over the epochs; curves maps a stage's title to its records."""
-    figure, (top, bottom) = _subplots(5.4, 2, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    """Accuracy and, where a penalty grew, lambda over the epochs; curves maps a stage's title to its records."""
+    if any(r.get("lambda") for records in curves.values() for r in records):
+        figure, (top, bottom) = _subplots(5.4, 2, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    else:
+        figure, top = _subplots(4.0)
+        bottom = None
     looks = {method: (METHOD, "-"), "one-shot": (ONESHOT, "--"), "dense": (DENSE, ":")}
     for title, records in curves.items():
         colour, style = looks[title]
-        epochs = [r["epoch"] for r in records]
-        error = [max(100 - 100 * r["test_accuracy"], _SMALLEST_ERROR) for r in records]
+        tested = [r for r in records if r["test_accuracy"] is not None]
+        epochs = [r["epoch"] for r in tested]
+        error = [max(100 - 100 * r["test_accuracy"], _SMALLEST_ERROR) for r in tested]
         top.plot(epochs, error, style, color=colour, lw=1.6, label=f"{title}: test")
         pruned = [r for r in records if r.get("pruned_accuracy") is not None and r["phase"] == "regularize"]
         if pruned:
@@ -77,6 +82,8 @@ def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
             y = [max(100 - 100 * r["pruned_accuracy"], _SMALLEST_ERROR) for r in pruned]
             top.plot(x, y, "o", ms=3.5, color=colour, mfc="white", label=f"{title}: pruned copy, training data")
         penalty = [r for r in records if r.get("lambda")]
+        if not penalty:
+            continue
         dot = {"marker": "o", "ms": 3} if len(penalty) == 1 else {}  # a line of one point is not seen
         x, y = [r["epoch"] for r in penalty], [r["lambda"] for r in penalty]
         bottom.plot(x, y, style, color=colour, lw=1.6, **dot)
@@ -88,10 +95,13 @@ def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
     top.set_ylabel("accuracy (%), scale of log error")
     _phases(top, curves.get(method, []))
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    bottom.set_yscale("log")
-    bottom.xaxis.set_major_locator(_integers())
-    bottom.set_ylabel("lambda")
-    bottom.set_xlabel("epoch")
+    lowest = top
+    if bottom is not None:
+        lowest = bottom
+        bottom.set_yscale("log")
+        bottom.set_ylabel("lambda")
+    lowest.xaxis.set_major_locator(_integers())
+    lowest.set_xlabel("epoch")
     return figure
 
 

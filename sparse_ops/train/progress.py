@@ -37,7 +37,9 @@ def figures(record: Record) -> str:
     parts.append(f"train {100 * record['train_accuracy']:.2f} %")
     if record.get("pruned_accuracy") is not None:
         parts.append(f"pruned {100 * record['pruned_accuracy']:.2f} %")
-    parts.append(f"test {100 * record['test_accuracy']:.2f} %")
+    for name in ("validation", "test"):
+        if record.get(f"{name}_accuracy") is not None:
+            parts.append(f"{name} {100 * record[f'{name}_accuracy']:.2f} %")
     return "  ".join(parts)
 
 

@@ -12,13 +12,16 @@ from typing import Any
 from sparse_ops.train import keys, method_table
 from sparse_ops.train.data import SOURCES
 from sparse_ops.train.networks import NETWORKS
+from sparse_ops.train.selection import RULES
 
 
 @dataclass
 class Data:
-    """[data]: name (digits, cifar10, fashion_mnist), images per batch, augmentation."""
+    """[data]: name (digits, cifar10, fashion_mnist), which training images, images per batch, augmentation."""
 
     name: str
+    images: int = 0  # train on so many, the first after a shuffle that is always the same; 0 is all
+    validation: int = 0  # so many training images are held out; an epoch may be selected on them
     batch_size: int = 64
     crop: int = 0  # pixels of padding around the random crop
     flip: bool = False
@@ -26,10 +29,11 @@ class Data:
 
 @dataclass
 class Network:
-    """[network]: name (resnet8, resnet32, mlp) and its width; 0 is the network's own."""
+    """[network]: name (resnet8, resnet32, mlp), its width (0 is the network's own), the stride of a ResNet's stem."""
 
     name: str
     width: int = 0
+    stride: int = 1
 
 
 @dataclass
@@ -44,10 +48,12 @@ class Optimizer:
 
 @dataclass
 class Training:
-    """[training]: arithmetic (float32 or bfloat16 autocast), memory format, and which rivals are trained as well."""
+    """[training]: arithmetic (float32 or bfloat16 autocast), memory format, which epoch counts, which rivals train."""
 
     precision: str = "float32"
     channels_last: bool = True
+    select: str = "last"  # the epoch whose weights count: the last, or the best on "validation" or on "test" images
+    test_every: int = 1  # epochs between two looks at the test images; after the last epoch there is always one
     dense: bool = True  # the same network without pruning, for the same number of epochs
     oneshot: bool = True  # one-shot magnitude pruning, for the same number of epochs
 
@@ -67,10 +73,15 @@ class Recipe:
         _one_of("data.name", self.data.name, SOURCES)
         _one_of("network.name", self.network.name, NETWORKS)
         _one_of("training.precision", self.training.precision, ("float32", "bfloat16"))
+        _one_of("training.select", self.training.select, RULES)
         for key, value, least in (
             ("data.batch_size", self.data.batch_size, 1),
             ("data.crop", self.data.crop, 0),
+            ("data.images", self.data.images, 0),
+            ("data.validation", self.data.validation, 0),
             ("network.width", self.network.width, 0),
+            ("network.stride", self.network.stride, 1),
+            ("training.test_every", self.training.test_every, 1),
             ("optimizer.lr", self.optimizer.lr, 0),
             ("optimizer.momentum", self.optimizer.momentum, 0),
             ("optimizer.weight_decay", self.optimizer.weight_decay, 0),
@@ -80,6 +91,10 @@ class Recipe:
                 raise ValueError(f"{key} is {value}, expected {least} or more")
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov is true, which needs optimizer.momentum above 0")
+        if self.training.select == "validation" and self.data.validation == 0:
+            raise ValueError("training.select is 'validation', which needs data.validation above 0")
+        if self.training.select == "test" and self.training.test_every != 1:
+            raise ValueError(f"training.select is 'test', but training.test_every is {self.training.test_every}, not 1")
         self.method = method_table.resolve(self.method)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,14 @@ from sparse_ops.train.run_folder import RunFolder
 
 NAMES = {"art": "ART + HyperSparse", "oneshot": "one-shot magnitude"}
 
+SELECTED = {
+    "last": "The networks that are reported are those of the last epoch.",
+    "validation": "The networks that are reported are those of the best epoch on held-out training images.",
+    "test": "The networks that are reported are those of the best epoch ON THE TEST IMAGES, as in several papers: such "
+    "accuracies are too high.",
+}
+MARKS = {"last": "", "validation": ", best epoch on held-out images", "test": ", best epoch on the test images"}
+
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -64,7 +72,7 @@ def _write(folder: RunFolder, plots: Any) -> Path:
         _section(
             "Training",
             "Accuracy after every epoch, on a scale that spreads what is close to 100 %; "
-            "the networks that are reported are those of the last epoch. " + _oneshot(summary) + _folds(summary),
+            f"{SELECTED[_rule(summary)]} " + _oneshot(summary) + _folds(summary),
             plots.training(curves, title),
         ),
         _section(
@@ -110,6 +118,11 @@ def _folds(summary: dict[str, Any]) -> str:
     return f"The curves are those of the first of {n} splits." if n > 1 else ""
 
 
+def _rule(summary: dict[str, Any]) -> str:
+    """Which epoch counted."""
+    return summary["recipe"].get("training", {}).get("select", "last")  # older runs do not say
+
+
 def layers(summary: dict[str, Any]) -> str:
     """How many layers run sparse, and why each of the others does not."""
     run_sparse = [layer for layer in summary["layers"] if layer["sparse"]]
@@ -134,7 +147,8 @@ def sentence(summary: dict[str, Any]) -> str:
     return (
         f"{NAMES.get(name, name)} left {left:,} of {summary['prunable']:,} weights of {recipe['network']['name']} on "
         f"{recipe['data']['name']} ({percent(summary['sparsity'])} zeros): {percent(summary['sparse_accuracy'])} test "
-        f"accuracy{against}{mean}; the sparse network is {pace} ({summary['sparse_ms']:.3g} against "
+        f"accuracy{MARKS[_rule(summary)]}{against}{mean}; the sparse network is {pace} "
+        f"({summary['sparse_ms']:.3g} against "
         f"{summary['dense_ms']:.3g} ms a batch), its file {summary['dense_bytes'] / summary['sparse_bytes']:.1f} times "
         f"smaller, and its outputs differ from the masked dense network's by at most "
         f"{summary['max_abs_difference_sparse_vs_masked']:.1e}."
@@ -147,7 +161,8 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     live = f"{summary['prunable'] - summary['zeros']:,}"
     kilo = [f"{summary[key] / 1e3:.1f}" for key in ("dense_bytes", "sparse_bytes")]
     epochs = str(summary["epochs"])
-    table: list[tuple[str, ...]] = [("network", "test accuracy", "live weights", "epochs", "ms a batch", "file, kB")]
+    accuracy = f"test accuracy{MARKS[_rule(summary)]}"
+    table: list[tuple[str, ...]] = [("network", accuracy, "live weights", "epochs", "ms a batch", "file, kB")]
     if summary["dense_accuracy"] is not None:
         dense = percent(summary["dense_accuracy"])
         table.append(("dense", dense, f"{summary['prunable']:,}", epochs, f"{summary['dense_ms']:.3f}", kilo[0]))

@@ -66,6 +66,13 @@ def test_plain_is_in_order_and_untouched():
     assert next(batches.plain())[0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("n, size", [(17, 8), (16, 8), (18, 8), (1, 8), (3, 1), (1, 1), (5, 4), (2, 5)])
+def test_steps_are_counted_as_they_come(n, size):
+    data = dataset(n)
+    batches = Batches(data.train, data, size, device=CPU)
+    assert len(batches) == len(list(batches.epoch(0, 0))) > 0
+
+
 def test_a_last_image_alone_is_dropped_in_training_only():
     data = dataset(n=17)
     batches = Batches(data.train, data, 8, device=CPU)

@@ -213,6 +213,31 @@ def test_digits_folds_are_a_partition():
         data.load("digits", None, fold=5)
 
 
+def test_subsets_are_always_the_same_and_never_overlap(cifar):
+    root, pixels, labels = cifar
+    whole = data.load("cifar10", root)
+    assert whole.validation is None and len(whole.train) == 20
+
+    def numbers(images):
+        found = (pixels[:5].flatten(0, 1).flatten(1)[None] == images.images.flatten(1)[:, None]).all(2)
+        assert (found.sum(1) == 1).all() and torch.equal(labels[:5].flatten()[found.int().argmax(1)], images.labels)
+        return found.int().argmax(1).tolist()
+
+    large, small = (data.load("cifar10", root, images=n, validation=4) for n in (12, 5))
+    assert [len(x) for x in (large.train, large.validation, small.train)] == [12, 4, 5]
+    assert numbers(large.train)[:5] == numbers(small.train)
+    assert numbers(large.validation) == numbers(small.validation)
+    assert not set(numbers(large.train)) & set(numbers(large.validation))
+    rest = data.load("cifar10", root, validation=4)
+    assert sorted(numbers(rest.train) + numbers(rest.validation)) == list(range(20))
+    assert torch.equal(rest.test.images, whole.test.images) and small.classes == whole.classes
+    assert small.mean == pytest.approx(small.train.images.double().mean((0, 2, 3)).tolist(), rel=1e-12)
+    for images, validation in ((17, 4), (0, 20), (0, 21)):
+        message = f"data.images is {images} and data.validation {validation}; there are 20 training images"
+        with pytest.raises(ValueError, match=message):
+            data.load("cifar10", root, images=images, validation=validation)
+
+
 def test_unknown_names_are_answered_with_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"'cifar_10' is unknown; did you mean 'cifar10'\?"):
         data.load("cifar_10", tmp_path)

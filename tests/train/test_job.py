@@ -201,7 +201,7 @@ def test_folds_are_averaged(tmp_path):
         (
             {"data": {"name": "digits", "batch_size": 100_000}},
             {},
-            "data.batch_size is 100000, but digits has 1,437 training images",
+            "data.batch_size is 100000, but there are 1,437 images of digits to train on",
         ),
         ({}, {"folds": 6}, "--folds is 6, expected 1 to 5"),
         ({"data": {"name": "cifar10"}}, {"folds": 2}, "--folds is 2, expected 1, since cifar10 has a fixed test set"),

@@ -20,6 +20,22 @@ def test_sizes(name, shape, weights, convolutions):
     assert network(torch.randn(2, *shape)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("name", ["resnet8", "resnet32"])
+def test_the_stride_of_the_stem_changes_the_images_alone(name):
+    sizes = []
+    for stride in (1, 2):
+        network = networks.build(name, (1, 28, 28), 10, width=8, stride=stride)
+        stem = network.stem(torch.randn(2, 1, 28, 28))
+        assert stem.shape == (2, 8, 28 // stride, 28 // stride) and network(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+        sizes.append(sum(p.numel() for p in network.parameters()))
+    assert sizes[0] == sizes[1]
+
+
+def test_what_a_network_has_not_is_an_error():
+    with pytest.raises(ValueError, match=r"network.stride is 2, but mlp has no stride"):
+        networks.build("mlp", (1, 8, 8), 10, stride=2)
+
+
 def test_initialisation():
     torch.manual_seed(0)
     network = networks.resnet32((3, 32, 32), 10)
