@@ -1,5 +1,6 @@
 """A short run of any method: networks, optimisers, settings, and what must hold of its masks."""
 
+import inspect
 import math
 
 import torch
@@ -16,9 +17,26 @@ OPTIMIZERS = {
 }
 SHORT = {
     "art": {"pretrain_epochs": 1, "max_regularize_epochs": 3, "finetune_epochs": 2, "lambda_init": 1e-3, "eta": 2.0},
+    "gmp": {"pretrain_epochs": 1, "prune_epochs": 3, "finetune_epochs": 2, "every": 3},
     "oneshot": {"pretrain_epochs": 2, "finetune_epochs": 3},
 }
 SPARSITY = 0.75
+STEPS = 4  # of an epoch
+
+
+def make(info, net, optimizer, **options):
+    """The method with these options, and with the steps of the whole run where it asks for them."""
+    if info.total_steps:
+        defaults = {p.name: p.default for p in inspect.signature(info.cls).parameters.values()}
+        lengths = [value for key, value in (defaults | options).items() if key.endswith("epochs")]
+        known = all(isinstance(value, int) for value in lengths)
+        options = {"total_steps": max(0, STEPS * sum(lengths)) if known else 0} | options
+    return info.cls(net, optimizer, **options)
+
+
+def no_epochs(info):
+    """Options with which all phases of a method are over at once."""
+    return {key: 0 for key in SHORT[info.name] if key.endswith("epochs")}
 
 
 class Run:
@@ -29,7 +47,7 @@ class Run:
         if prepare is not None:
             prepare(self.net)
         self.optimizer = make_optimizer(self.net.parameters())
-        self.method = info.cls(self.net, self.optimizer, sparsity=sparsity, **(SHORT[info.name] | options))
+        self.method = make(info, self.net, self.optimizer, sparsity=sparsity, **(SHORT[info.name] | options))
         self.number = 0
 
     def backward(self, x, y, scale=1.0):
@@ -42,7 +60,7 @@ class Run:
         self.optimizer.zero_grad()
 
     def epoch(self, step=None):
-        for x, y in batches(self.kind, 4, self.number):
+        for x, y in batches(self.kind, STEPS, self.number):
             (step or self.step)(x, y)
         self.number += 1
         return self.method.end_epoch(lambda model: 0.5 + 0.01 * self.number, train_accuracy=0.9)

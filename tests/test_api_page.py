@@ -44,7 +44,7 @@ def test_signatures_are_the_real_ones(module):
         optional = positional[len(positional) - len(arguments.defaults) :]
         shown |= {a.arg: ast.literal_eval(d) for a, d in zip(optional, arguments.defaults, strict=True)}
         keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        shown |= {a.arg: ast.literal_eval(d) for a, d in keywords}
+        shown |= {a.arg: inspect.Parameter.empty if d is None else ast.literal_eval(d) for a, d in keywords}
         for argument, default in shown.items():
             assert argument in parameters and parameters[argument].default == default, f"{name}: {argument}={default}"
         required = {p.name for p in parameters.values() if p.default is inspect.Parameter.empty}

@@ -2,8 +2,9 @@
 
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.collapse import CollapseWarning
+from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.registry import MethodInfo, get, names
 from sparse_ops.methods.updater import PhaseChange, Sparsifier
 
-__all__ = ["ART", "CollapseWarning", "MethodInfo", "OneShot", "PhaseChange", "Sparsifier", "get", "names"]
+__all__ = ["ART", "GMP", "CollapseWarning", "MethodInfo", "OneShot", "PhaseChange", "Sparsifier", "get", "names"]

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sparse_ops.masks import PackedMask
 
@@ -25,13 +25,20 @@ def without_weights(masks: Mapping[str, PackedMask]) -> dict[str, tuple[int, int
     return found
 
 
-def guard(method: str, masks: Mapping[str, PackedMask], strict: bool) -> None:
-    """A CollapseWarning for layers without any weight, one for outputs that lose their last; ValueError if strict."""
+def guard(
+    method: str, masks: Mapping[str, PackedMask], strict: bool, known: Collection[str] = (), last: bool = True
+) -> list[str]:
+    """A CollapseWarning for layers without any weight, one for outputs that lose their last; ValueError if strict.
+
+    Returns the layers without any weight. For methods that prune step by step: known layers are not warned of again,
+    outputs only in the last pruning, since single ones are usual.
+    """
     found = without_weights(masks)
-    if not found:
-        return
-    layers = [name for name, (dead, outputs) in found.items() if dead == outputs]
+    dead_layers = [name for name, (dead, outputs) in found.items() if dead == outputs]
+    layers = dead_layers if strict else [name for name in dead_layers if name not in known]
     outputs = [f"{name} ({dead} of {total} outputs)" for name, (dead, total) in found.items() if dead < total]
+    if not strict and not last:
+        outputs = []
     messages = []
     if layers:
         subject, around = ("they give", "them") if len(layers) > 1 else ("it gives", "it")
@@ -42,16 +49,17 @@ def guard(method: str, masks: Mapping[str, PackedMask], strict: bool) -> None:
     if outputs:
         usual = "single ones are usual at high sparsity"
         messages.append(f"{method}: some outputs lose all their inputs: {', '.join(outputs)}; {usual}; {_REMEDY}")
-    if strict:
+    if strict and messages:
         raise ValueError("\n".join(messages))
     for message in messages:
         warnings.warn(message, CollapseWarning, stacklevel=_outside())
+    return dead_layers
 
 
 def _outside() -> int:
-    """The stacklevel, for the function that calls this, of the nearest caller outside of this package."""
-    package = __name__.partition(".")[0]
+    """The stacklevel, for the function that calls this, of the nearest caller outside of this package and torch."""
+    inside = (__name__.partition(".")[0], "torch")  # torch's step calls a method that prunes between two epochs
     frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     return level

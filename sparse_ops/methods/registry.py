@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 
 from sparse_ops.methods.art import ART
+from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.updater import Sparsifier
 
@@ -37,6 +38,14 @@ _METHODS = (
         "dense training, a penalty that grows until the pruned network is as good as the dense one, fine-tuning",
         needs_evaluate=True,
         fixed_length=False,
+    ),
+    MethodInfo(
+        "gmp",
+        GMP,
+        "Zhu, Gupta: To prune, or not to prune: exploring the efficacy of pruning for model compression, ICLR 2018 "
+        "workshop, arXiv 1710.01878",
+        "pruning by magnitude step by step while the network trains, along a cubic",
+        total_steps=True,
     ),
     MethodInfo(
         "oneshot",

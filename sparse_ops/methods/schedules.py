@@ -1,6 +1,7 @@
 """When: how the strength of a penalty and the learning rate move over the epochs of a phase."""
 
 import math
+from collections.abc import Sequence
 
 
 def growing(initial: float, growth: float, epoch: int) -> float:
@@ -16,3 +17,22 @@ def steps_at_half_and_three_quarters(epoch: int, epochs: int, factor: float = 0.
 def half_cosine(epoch: int, epochs: int) -> float:
     """(1 + cos(pi epoch / epochs)) / 2: the factor of an epoch counted from 0, from 1 down to 0 after the last one."""
     return (1 + math.cos(math.pi * min(epoch / epochs, 1))) / 2 if epochs > 0 else 1.0
+
+
+def cubic(initial: float, final: float, share: float) -> float:
+    """final + (initial - final) (1 - share)^3: the sparsity at a share of a pruning phase (Zhu, Gupta 2017)."""
+    return final + (initial - final) * (1 - share) ** 3
+
+
+def phase_steps(method: str, total_steps: int, lengths: Sequence[int]) -> list[int]:
+    """The optimiser steps of each phase of a run, from the phases' epochs; each epoch has at least one.
+
+    TypeError or ValueError, naming the method, where total_steps is not an integer or has less than a step an epoch.
+    """
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int):
+        raise TypeError(f"{method}: total_steps is {total_steps!r}, expected an integer")
+    total = sum(lengths)
+    if total_steps < total:
+        raise ValueError(f"{method}: total_steps is {total_steps}, less than one in each of the {total} epochs")
+    ends = [total_steps * sum(lengths[: i + 1]) // max(1, total) for i in range(len(lengths))]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]

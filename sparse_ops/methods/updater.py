@@ -96,6 +96,7 @@ class Sparsifier(ABC):
         self._factor_set = 1.0
         self._history: list[dict[str, Any]] = []
         self._kept_metrics: tuple[int, dict[str, float]] | None = None  # steps so far, the scalars of the last of them
+        self._dead_layers: list[str] = []  # the guard has warned of them
         self._phase = 0
         self._final = False
 
@@ -356,11 +357,15 @@ class Sparsifier(ABC):
     def _title(self) -> str:
         return type(self).__name__
 
-    def _prune(self, masks: Mapping[str, PackedMask]) -> None:
-        """Put masks into force, as a new optimiser would meet them: its state is cleared."""
-        collapse.guard(self._title, masks, self.strict)
+    def _prune(self, masks: Mapping[str, PackedMask], *, reset: bool = True, last: bool = True) -> None:
+        """Put masks into force, as a new optimiser would meet them: its state is cleared, or (reset=False) that of
+        masked weights zeroed. last: no other pruning follows that may cost more outputs."""
+        self._dead_layers = collapse.guard(self._title, masks, self.strict, self._dead_layers, last)
         self.sweep.set_masks(masks)
-        reset_state(self.optimizer)
+        if reset:
+            reset_state(self.optimizer)
+        else:
+            self.sweep.mask_state(self.optimizer.state)
 
     def _keep_metrics(self) -> dict[str, float]:
         """The scalars of the last step, which a new phase or strength would overwrite before the next one."""

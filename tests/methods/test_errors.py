@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from method_runs import OPTIMIZERS, SPARSITY, Run
+from method_runs import OPTIMIZERS, SPARSITY, Run, make
 from small_networks import NETWORKS
 from torch import nn
 
@@ -44,24 +44,24 @@ def test_bad_arguments_are_named_and_leave_the_optimiser_free(info, options, err
     net = NETWORKS["cnn"]()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(error, match=message):
-        info.cls(net, optimizer, **({"sparsity": 0.5} | options))
-    info.cls(net, optimizer, sparsity=0.5)
+        make(info, net, optimizer, **({"sparsity": 0.5} | options))
+    make(info, net, optimizer, sparsity=0.5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_models(info, bad):
     run = Run(info, OPTIMIZERS["ours sgd"])
     with pytest.raises(ValueError, match="has a sparsifier already"):
-        info.cls(run.net, run.optimizer, sparsity=0.5)
+        make(info, run.net, run.optimizer, sparsity=0.5)
     with pytest.raises(ValueError, match="optimizer and model do not match"):
-        info.cls(NETWORKS["cnn"](), OPTIMIZERS["ours sgd"](run.net.parameters()), sparsity=0.5)
+        make(info, NETWORKS["cnn"](), OPTIMIZERS["ours sgd"](run.net.parameters()), sparsity=0.5)
     other = NETWORKS["cnn"]()
     other[5].weight.data[1, 1] = bad
     with pytest.raises(ValueError, match=r"5.weight holds 1 non-finite values \((nan|inf)\)"):
-        info.cls(other, OPTIMIZERS["ours sgd"](other.parameters()), sparsity=0.5)
+        make(info, other, OPTIMIZERS["ours sgd"](other.parameters()), sparsity=0.5)
     with pytest.raises(ValueError, match="BatchNorm1d has no prunable weights"):
         norm = nn.BatchNorm1d(3)
-        info.cls(norm, OPTIMIZERS["ours sgd"](norm.parameters()), sparsity=0.5)
+        make(info, norm, OPTIMIZERS["ours sgd"](norm.parameters()), sparsity=0.5)
 
 
 @pytest.mark.parametrize("weight", [torch.randn(4, 24).t()[::2, :].t(), torch.randn(4, 1).expand(4, 24)])
@@ -70,8 +70,8 @@ def test_weights_with_gaps_or_overlaps(info, weight):
     net[7].weight = nn.Parameter(weight)
     optimizer = OPTIMIZERS["ours sgd"](net.parameters())
     with pytest.raises(ValueError, match=r"7\.weight has gaps or overlaps in memory, strides"):
-        info.cls(net, optimizer, sparsity=0.5)
-    assert info.cls(net, optimizer, sparsity=0.5, exclude="7").masks == {}
+        make(info, net, optimizer, sparsity=0.5)
+    assert make(info, net, optimizer, sparsity=0.5, exclude="7").masks == {}
 
 
 def test_foreign_checkpoints_are_refused(info):
@@ -91,7 +91,7 @@ def test_foreign_checkpoints_are_refused(info):
     assert fresh.phase == fresh.phases[0] and fresh.masks == {}
     narrow = NETWORKS["cnn"]()
     del narrow[7]
-    other = info.cls(narrow, OPTIMIZERS["ours sgd"](narrow.parameters()), sparsity=SPARSITY)
+    other = make(info, narrow, OPTIMIZERS["ours sgd"](narrow.parameters()), sparsity=SPARSITY)
     with pytest.raises(ValueError, match=r"prunable weights differ from the model's: 7.weight"):
         other.load_state_dict(state)
 
@@ -118,7 +118,7 @@ def test_registry():
     assert methods.get("art").cls is methods.ART
     with pytest.raises(ValueError, match="there is no method 'atr'; did you mean 'art'"):
         methods.get("atr")
-    with pytest.raises(ValueError, match=r"there is no method 'foo' \(known: art, oneshot\)"):
+    with pytest.raises(ValueError, match=r"there is no method 'foo' \(known: art, gmp, oneshot\)"):
         methods.get("foo")
     for name in methods.names():
         described = methods.get(name)

@@ -1,12 +1,13 @@
 """One suite for every method of the registry, with every kind of optimiser, on a CNN and on a transformer."""
 
 import copy
+import math
 import re
 
 import method_runs
 import pytest
 import torch
-from method_runs import OPTIMIZERS, SHORT, Run, check_zeros, same
+from method_runs import OPTIMIZERS, SHORT, Run, check_zeros, make, no_epochs, same
 from small_networks import NETWORKS, batches
 from torch import nn
 
@@ -41,7 +42,7 @@ def test_sparsity_is_exact_and_zeros_stay_zero(info, make_optimizer, kind):
         run.method.end_epoch()
     run.step(*next(batches(kind, 1)))  # the hooks are gone: pruned weights may move again
     assert sum(z.sum() for z in run.zeros().values()) < sum(z.sum() for z in zeros.values())
-    again = info.cls(run.net, run.optimizer, sparsity=0.5, **SHORT[info.name])
+    again = make(info, run.net, run.optimizer, sparsity=0.5, **SHORT[info.name])
     assert again.phase == again.phases[0]
 
 
@@ -146,7 +147,11 @@ def test_the_method_s_learning_rate(info, make_optimizer):
         assert lr == pytest.approx(0.1 * run.method.lr_factor)
         seen.append(lr)
         run.epoch()
-    assert seen[-4:] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    if info.cls.one_schedule:
+        n = run.method.total_epochs
+        assert seen == pytest.approx([0.05 * (1 + math.cos(math.pi * e / n)) for e in range(n)])
+    else:
+        assert seen[-4:] == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 def test_a_group_added_later_has_its_own_learning_rate(info):
@@ -155,6 +160,7 @@ def test_a_group_added_later_has_its_own_learning_rate(info):
     late = nn.Parameter(torch.zeros(3))
     run.epoch()
     run.optimizer.add_param_group({"params": [late], "lr": 0.5})
+    run.epoch()  # the method takes it over at the end of an epoch
     while not run.method.finished:
         rates = [group["lr"] for group in run.optimizer.param_groups]
         factor = run.method.lr_factor
@@ -257,9 +263,7 @@ def test_the_guard_against_collapse(info):
             net[7].weight.mul_(1e-6)
             net[5].weight[3].mul_(1e-6)
 
-    skip = {"prepare": tiny, "pretrain_epochs": 0, "finetune_epochs": 0}
-    if info.name == "art":
-        skip["max_regularize_epochs"] = 0
+    skip = {"prepare": tiny} | no_epochs(info)
     with pytest.warns(methods.CollapseWarning) as seen:
         Run(info, OPTIMIZERS["ours sgd"], **skip)
     constant, outputs = (str(warning.message) for warning in seen)
@@ -287,10 +291,9 @@ def test_a_network_that_is_cut_is_constant(info):
             net[0].weight.add_(net[0].weight.sign())  # no output of another layer dies
             net[5].weight.add_(net[5].weight.sign())
 
-    skip = {"pretrain_epochs": 0, "finetune_epochs": 0} | ({"max_regularize_epochs": 0} if info.name == "art" else {})
     net = NETWORKS["cnn"]()
     with pytest.warns(methods.CollapseWarning, match="so does the whole network unless a path leads around it") as seen:
-        Run(info, OPTIMIZERS["ours sgd"], net=net, prepare=cut, sparsity=0.0475, **skip)
+        Run(info, OPTIMIZERS["ours sgd"], net=net, prepare=cut, sparsity=0.0475, **no_epochs(info))
     assert len(seen) == 1
     x, _ = next(batches("cnn", 1))
     assert torch.equal(net.eval()(x), net(2 * x + 1))
