@@ -8,12 +8,12 @@ from torch import nn
 
 
 class DenseTraining:
-    """`epochs` epochs; the learning rate falls to a tenth at 1/2 and again at 3/4 of them."""
+    """`epochs` epochs; the learning rate falls to a tenth at 1/2 and again at 3/4 of them (lr="user": left alone)."""
 
     phase = "dense"
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
-        self.model, self.optimizer, self.total_epochs, self.epoch = model, optimizer, epochs, 0
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, *, lr: str = "method") -> None:
+        self.model, self.optimizer, self.total_epochs, self.epoch, self.lr = model, optimizer, epochs, 0, lr
         self.base = [group["lr"] for group in optimizer.param_groups]
 
     @property
@@ -28,6 +28,8 @@ class DenseTraining:
     def end_epoch(self, evaluate: Callable[[nn.Module], float] | None = None, *, train_accuracy: float) -> None:
         """Count the epoch and set the learning rate of the next one."""
         self.epoch += 1
+        if self.lr == "user":
+            return
         for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = lr * self.lr_factor
 

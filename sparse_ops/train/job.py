@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_ops import methods, optim
+from sparse_ops import methods
 from sparse_ops.train import data as data_sets
-from sparse_ops.train import deploy, figures, method_table, networks, run_folder
+from sparse_ops.train import deploy, figures, method_table, networks, optimizers, run_folder, schedule
 from sparse_ops.train.augment import Augmentation, Batches, steps_per_epoch
 from sparse_ops.train.data import DataSet
 from sparse_ops.train.dense import DenseTraining
@@ -120,11 +120,19 @@ class Job:
                 f"{self.recipe.data.name} to train on"
             )
         model = self._network(data)
-        optimizer = optim.SGD(model.parameters(), **vars(self.recipe.optimizer))
+        optimizer = optimizers.build(self.recipe.optimizer, model)
         try:
-            self._sparsifier(self.recipe.method["name"], model, optimizer, data, self.arguments).detach()
+            sparsifier = self._sparsifier(self.recipe.method["name"], model, optimizer, data, self.arguments)
         except (ValueError, TypeError) as error:
             raise method_table.under_key(error, self.recipe.method) from None
+        sparsifier.detach()
+        self.recipe.schedule.check_length(sparsifier.total_epochs)
+        fixed = methods.get(sparsifier.name).fixed_length or self.arguments.get("total_epochs")
+        if self.recipe.schedule.kind != "method" and not fixed:
+            raise ValueError(
+                f"schedule.kind is {self.recipe.schedule.kind!r}, which needs a run of known length, but a phase of "
+                f"{sparsifier.name} may end early; give method.total_epochs"
+            )
 
     def _train(self, data: DataSet, fold: int) -> dict[str, Outcome]:
         name = self.recipe.method["name"]
@@ -137,7 +145,9 @@ class Job:
             arguments |= {"pretrain_epochs": epochs - finetune, "finetune_epochs": finetune}
             outcomes["oneshot"] = self._stage("oneshot", data, fold, "oneshot", arguments)
         if self.recipe.training.dense:
-            outcomes["dense"] = self._stage("dense", data, fold, None, {"epochs": epochs})
+            outcomes["dense"] = self._stage(
+                "dense", data, fold, None, {"epochs": epochs, "lr": self.arguments.get("lr", "method")}
+            )
         return outcomes
 
     def _stage(self, name: str, data: DataSet, fold: int, method: str | None, arguments: dict[str, Any]) -> Outcome:
@@ -153,7 +163,7 @@ class Job:
             model.load_state_dict(state["model"])
             self.seconds_before += state["seconds"]
             return self._outcome(model, state)
-        optimizer = optim.SGD(model.parameters(), **vars(self.recipe.optimizer))
+        optimizer = optimizers.build(self.recipe.optimizer, model)
         sparsifier = (
             DenseTraining(model, optimizer, **arguments)
             if method is None
@@ -162,6 +172,7 @@ class Job:
         train, test, validation = self._batches(data)
         trainer = Trainer(key, model, optimizer, sparsifier, train, test, self.recipe, self.folder, self.progress, seed)
         trainer.validation, trainer.selection = validation, Selection(self.recipe.training.select)
+        trainer.learning_rate = schedule.whole(self.recipe.schedule, len(train), sparsifier.total_epochs)
         checkpoint = self.folder / run_folder.CHECKPOINT
         if self.options.resume and checkpoint.is_file():
             state = run_folder.load_state(checkpoint)

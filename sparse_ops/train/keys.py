@@ -11,6 +11,7 @@ _WORDS: dict[type, str] = {
     float: "a number",
     str: "text in quotes",
     dict: "a table",
+    list: "a list",
 }
 
 

@@ -16,6 +16,7 @@ from sparse_ops.train.augment import Batches
 from sparse_ops.train.progress import Progress, Record
 from sparse_ops.train.recipe import Recipe
 from sparse_ops.train.run_folder import RunFolder
+from sparse_ops.train.schedule import LearningRate
 from sparse_ops.train.selection import Selection
 
 FINETUNE = "finetune"  # the phase in which the mask is fixed
@@ -71,6 +72,7 @@ class Trainer:
     kept: dict[str, Any] | None = None  # magnitudes of the last epoch in which no weight was masked
     validation: Batches | None = None
     selection: Selection = field(default_factory=Selection)
+    learning_rate: LearningRate | None = None  # None: the method sets it
 
     def run(self, budget: Budget) -> None:
         """Train until the method is finished, with a checkpoint after every epoch."""
@@ -165,8 +167,10 @@ class Trainer:
         for i, (x, y) in enumerate(batches):
             with autocast(x.device, self.recipe.training.precision):
                 output = self.model(x)
-                loss = F.cross_entropy(output, y)
+                loss = F.cross_entropy(output, y, label_smoothing=self.recipe.loss.label_smoothing)
             loss.backward()
+            if self.learning_rate is not None:
+                self.learning_rate.set(self.optimizer, self.epoch * len(self.train) + i)
             with clock.part("optimizer"):
                 self.optimizer.step()
                 self.optimizer.zero_grad()

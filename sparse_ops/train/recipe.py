@@ -12,6 +12,8 @@ from typing import Any
 from sparse_ops.train import keys, method_table
 from sparse_ops.train.data import SOURCES
 from sparse_ops.train.networks import NETWORKS
+from sparse_ops.train.optimizers import ADAMW, NAMES, Optimizer
+from sparse_ops.train.schedule import KINDS, Schedule, scaled_lengths
 from sparse_ops.train.selection import RULES
 
 
@@ -37,13 +39,10 @@ class Network:
 
 
 @dataclass
-class Optimizer:
-    """[optimizer]: sparse_ops.optim.SGD with these settings."""
+class Loss:
+    """[loss]: cross entropy, with label_smoothing."""
 
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    nesterov: bool = False
+    label_smoothing: float = 0.0
 
 
 @dataclass
@@ -60,20 +59,31 @@ class Training:
 
 @dataclass
 class Recipe:
-    """A whole recipe. `method` is a table: name, and every argument of that method (sparse_ops.methods)."""
+    """A whole recipe. `method` is a table: name, and every argument of that method (sparse_ops.methods).
+
+    budget multiplies the lengths of method and schedule (`schedule.scaled_lengths`) when a recipe is read. What is read
+    holds the longer lengths with budget 1, and `budgeted` says how often they have grown: writing a recipe out and
+    reading it again changes nothing.
+    """
 
     data: Data
     network: Network
     method: dict[str, Any]
     optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    loss: Loss = field(default_factory=Loss)
     training: Training = field(default_factory=Training)
     seed: int = 0
+    budget: float = 1.0
+    budgeted: float = 1.0
 
     def __post_init__(self) -> None:
         _one_of("data.name", self.data.name, SOURCES)
         _one_of("network.name", self.network.name, NETWORKS)
         _one_of("training.precision", self.training.precision, ("float32", "bfloat16"))
         _one_of("training.select", self.training.select, RULES)
+        _one_of("optimizer.name", self.optimizer.name, NAMES)
+        _one_of("schedule.kind", self.schedule.kind, KINDS)
         for key, value, least in (
             ("data.batch_size", self.data.batch_size, 1),
             ("data.crop", self.data.crop, 0),
@@ -85,10 +95,25 @@ class Recipe:
             ("optimizer.lr", self.optimizer.lr, 0),
             ("optimizer.momentum", self.optimizer.momentum, 0),
             ("optimizer.weight_decay", self.optimizer.weight_decay, 0),
+            ("optimizer.eps", self.optimizer.eps, 0),
+            ("schedule.warmup_epochs", self.schedule.warmup_epochs, 0),
             ("seed", self.seed, 0),
         ):
             if not least <= value < math.inf:  # NaN is neither
                 raise ValueError(f"{key} is {value}, expected {least} or more")
+        for key, value in (
+            ("optimizer.beta1", self.optimizer.beta1),
+            ("optimizer.beta2", self.optimizer.beta2),
+            ("loss.label_smoothing", self.loss.label_smoothing),
+            ("schedule.final", self.schedule.final),
+            ("schedule.gamma", self.schedule.gamma),
+        ):
+            if not 0 <= value < 1:
+                raise ValueError(f"{key} is {value}, expected a number from 0 to below 1")
+        for key, value in (("budget", self.budget), ("budgeted", self.budgeted)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{key} is {value}, expected a number above 0")
+        self.schedule.check()
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov is true, which needs optimizer.momentum above 0")
         if self.training.select == "validation" and self.data.validation == 0:
@@ -96,6 +121,11 @@ class Recipe:
         if self.training.select == "test" and self.training.test_every != 1:
             raise ValueError(f"training.select is 'test', but training.test_every is {self.training.test_every}, not 1")
         self.method = method_table.resolve(self.method)
+        if self.schedule.kind != "method":
+            self.method["lr"] = "user"
+        self.method = scaled_lengths(self.method, self.budget)
+        self.schedule = Schedule(**scaled_lengths(vars(self.schedule), self.budget))
+        self.budgeted, self.budget = self.budgeted * self.budget, 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
@@ -151,6 +181,9 @@ def _complaint(table: Mapping[str, Any]) -> str | None:
 
 def parse(table: Mapping[str, Any]) -> Recipe:
     """The recipe of nested tables."""
+    optimizer = table.get("optimizer")
+    if isinstance(optimizer, Mapping) and optimizer.get("name") == "adamw":
+        table = {**table, "optimizer": {**ADAMW, **optimizer}}
     return _build(Recipe, table, "")
 
 

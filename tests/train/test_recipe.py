@@ -68,6 +68,22 @@ def test_overrides_win():
             ValueError,
             "nesterov is true, which needs optimizer.momentum",
         ),
+        ({"schedule": {"kind": "cosin"}}, ValueError, "schedule.kind is 'cosin'; did you mean 'cosine'?"),
+        ({"schedule": {"warmup": 3}}, ValueError, "'schedule.warmup'; did you mean 'schedule.warmup_epochs'?"),
+        ({"schedule": {"warmup_epochs": 3}}, ValueError, "is 3, which needs a schedule.kind other than 'method'"),
+        ({"schedule": {"kind": "steps"}}, ValueError, "schedule.milestones is [] and schedule.kind 'steps'"),
+        ({"schedule": {"kind": "cosine", "milestones": [3]}}, ValueError, "schedule.milestones is [3]"),
+        ({"schedule": {"kind": "steps", "milestones": [0.5]}}, TypeError, "milestones is [0.5], expected integers"),
+        ({"schedule": {"kind": "steps", "milestones": 3}}, TypeError, "schedule.milestones is 3, expected a list"),
+        ({"schedule": {"kind": "linear", "final": 1.5}}, ValueError, "schedule.final is 1.5, expected a number from"),
+        ({"loss": {"label_smoothing": 1}}, ValueError, "loss.label_smoothing is 1.0, expected a number from 0 to"),
+        ({"loss": {"label_smooth": 0.1}}, ValueError, "did you mean 'loss.label_smoothing'?"),
+        ({"optimizer": {"name": "adam"}}, ValueError, "optimizer.name is 'adam'; did you mean 'adamw'?"),
+        ({"optimizer": {"beta1": 1.0}}, ValueError, "optimizer.beta1 is 1.0"),
+        ({"optimizer": {"decay_norms": 0}}, TypeError, "optimizer.decay_norms is 0, expected true or false"),
+        ({"budget": 0}, ValueError, "budget is 0.0, expected a number above 0"),
+        ({"budget": "3x"}, TypeError, "budget is '3x', expected a number"),
+        ({"budgets": 3}, ValueError, "unknown key 'budgets'; did you mean 'budget'?"),
         ({"training": {"select": "best"}}, ValueError, "training.select is 'best'"),
         ({"training": {"select": "validation"}}, ValueError, "'validation', which needs data.validation above 0"),
         ({"training": {"select": "test", "test_every": 2}}, ValueError, "but training.test_every is 2, not 1"),
@@ -124,6 +140,40 @@ def test_every_default_of_the_method_is_written_out(name, cls, monkeypatch):
     assert parse(SMALL | method(name=name)).method["finetune_epochs"] == 7
     assert parse(tomllib.loads(text)).method["finetune_epochs"] == 160
     assert parse(tomllib.loads(text)).to_toml() == text
+
+
+LENGTHS = {"pretrain_epochs": 3, "max_regularize_epochs": 5, "finetune_epochs": 0, "total_epochs": 11}
+
+
+def test_a_budget_scales_every_length_once():
+    schedule = {"kind": "steps", "warmup_epochs": 1, "milestones": [3, 6]}
+    table = SMALL | method(**LENGTHS, half_window=2) | {"schedule": schedule, "budget": 2.5}
+    found = parse(table)
+    longer = {"pretrain_epochs": 8, "max_regularize_epochs": 13, "finetune_epochs": 0, "total_epochs": 28}
+    assert {key: found.method[key] for key in LENGTHS} == longer and found.method["half_window"] == 2
+    assert (found.schedule.warmup_epochs, found.schedule.milestones) == (3, [8, 15])
+    assert (found.budget, found.budgeted) == (1.0, 2.5)
+    again = parse(tomllib.loads(found.to_toml()))
+    assert again == found and again.to_toml() == found.to_toml()  # a run's own recipe is not scaled again
+    twice = parse(tomllib.loads(found.to_toml()) | {"budget": 2})
+    assert twice.budgeted == 5.0 and twice.method["pretrain_epochs"] == 16
+    short = parse(SMALL | method(**LENGTHS) | {"budget": 0.1})
+    assert [short.method[key] for key in LENGTHS] == [1, 1, 0, 1]  # what was there stays there
+    defaults = parse(SMALL).method
+    assert parse(SMALL | {"budget": 3}).method["finetune_epochs"] == 3 * defaults["finetune_epochs"]
+
+
+def test_a_schedule_takes_the_learning_rate_from_the_method():
+    assert parse(SMALL).method["lr"] == "method"
+    found = parse(SMALL | {"schedule": {"kind": "cosine"}})
+    assert found.method["lr"] == "user" and parse(tomllib.loads(found.to_toml())) == found
+
+
+def test_adamw_has_its_own_defaults():
+    found = parse(SMALL | {"optimizer": {"name": "adamw", "beta2": 0.98}}).optimizer
+    assert (found.lr, found.weight_decay, found.beta1, found.beta2) == (1e-3, 1e-2, 0.9, 0.98)
+    given = parse(SMALL | {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0}}).optimizer
+    assert (given.lr, given.weight_decay) == (0.01, 0.0)
 
 
 def test_method_may_hold_tables():
