@@ -19,6 +19,21 @@ SHORT = {
     "art": {"pretrain_epochs": 1, "max_regularize_epochs": 3, "finetune_epochs": 2, "lambda_init": 1e-3, "eta": 2.0},
     "gmp": {"pretrain_epochs": 1, "prune_epochs": 3, "finetune_epochs": 2, "every": 3},
     "oneshot": {"pretrain_epochs": 2, "finetune_epochs": 3},
+    "acdc": {
+        "total_epochs": 7,
+        "warmup_epochs": 1,
+        "compressed_epochs": 1,
+        "decompressed_epochs": 1,
+        "last_dense_epochs": 1,
+        "last_sparse_epochs": 2,
+    },
+}
+# Of methods that can: settings with which the constructor prunes by magnitude, and the run is short from there.
+AT_ONCE = {
+    "art": {"pretrain_epochs": 0, "max_regularize_epochs": 0, "finetune_epochs": 0},
+    "gmp": {"pretrain_epochs": 0, "prune_epochs": 0, "finetune_epochs": 0},
+    "oneshot": {"pretrain_epochs": 0, "finetune_epochs": 0},
+    "acdc": {"total_epochs": 1, "warmup_epochs": 0, "last_dense_epochs": 0, "last_sparse_epochs": 1},
 }
 SPARSITY = 0.75
 STEPS = 4  # of an epoch
@@ -32,11 +47,6 @@ def make(info, net, optimizer, **options):
         known = all(isinstance(value, int) for value in lengths)
         options = {"total_steps": max(0, STEPS * sum(lengths)) if known else 0} | options
     return info.cls(net, optimizer, **options)
-
-
-def no_epochs(info):
-    """Options with which all phases of a method are over at once."""
-    return {key: 0 for key in SHORT[info.name] if key.endswith("epochs")}
 
 
 class Run:
@@ -70,6 +80,16 @@ class Run:
             self.epoch()
         return self
 
+    def until_phase(self, index):
+        while self.method.state_dict()["phase_index"] < index:
+            self.epoch()
+        return self
+
+    def until_masked(self):
+        while not self.method.masks:
+            self.epoch()
+        return self
+
     def finish(self, step=None):
         while not self.method.finished:
             self.epoch(step)
@@ -79,10 +99,10 @@ class Run:
         return {name: w.detach() == 0 for name, w in self.method.weights.items()}
 
 
-def check_zeros(run, info, finished=True):
-    """Masks of exactly the budget, zeros where they are, and nothing in the optimiser's state there."""
+def check_zeros(run, info):
+    """Zeros where the masks are, and nothing in the optimiser's state there; masks of the budget when it is due."""
     masks = run.method.masks
-    if info.exact_budget:
+    if info.exact_budget and run.method.finished:
         assert sum(m.zeros for m in masks.values()) == math.floor(SPARSITY * run.method.selection.numel + 0.5)
     for name, mask in masks.items():
         weight, dead = run.method.weights[name], ~mask.to_dense()

@@ -1,5 +1,6 @@
 """Training methods: each takes a dense network to a sparse one behind the same contract."""
 
+from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.collapse import CollapseWarning
 from sparse_ops.methods.gmp import GMP
@@ -7,4 +8,15 @@ from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.registry import MethodInfo, get, names
 from sparse_ops.methods.updater import PhaseChange, Sparsifier
 
-__all__ = ["ART", "GMP", "CollapseWarning", "MethodInfo", "OneShot", "PhaseChange", "Sparsifier", "get", "names"]
+__all__ = [
+    "ACDC",
+    "ART",
+    "GMP",
+    "CollapseWarning",
+    "MethodInfo",
+    "OneShot",
+    "PhaseChange",
+    "Sparsifier",
+    "get",
+    "names",
+]

@@ -3,6 +3,7 @@
 import difflib
 from dataclasses import dataclass
 
+from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.magnitude import OneShot
@@ -15,7 +16,8 @@ class MethodInfo:
 
     exact_budget: `finalize` leaves exactly the budget's zeros. masked_state_zero: where a mask is 0, the optimiser's
     state is 0 too. needs_evaluate: `end_epoch` needs `evaluate`. fixed_length: the number of epochs is known before.
-    total_steps: the constructor takes total_steps=, the number of optimiser steps in the whole run.
+    total_steps: the constructor takes total_steps=, the number of optimiser steps in the whole run. starts_dense:
+    nothing is masked yet when the constructor returns, unless its first phases are empty.
     """
 
     name: str
@@ -27,6 +29,7 @@ class MethodInfo:
     needs_evaluate: bool = False
     fixed_length: bool = True
     total_steps: bool = False
+    starts_dense: bool = True
 
 
 _METHODS = (
@@ -53,6 +56,13 @@ _METHODS = (
         "Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, "
         "arXiv 1506.02626, with one pruning step",
         "dense training, one pruning by magnitude, fine-tuning",
+    ),
+    MethodInfo(
+        "acdc",
+        ACDC,
+        "Peste, Iofinova, Vladu, Alistarh: AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural "
+        "Networks, NeurIPS 2021, arXiv 2106.12379",
+        "dense and sparse phases in turns, the pruned weights coming back at zero, the last phase sparse",
     ),
 )
 

@@ -1,8 +1,10 @@
 """What every method refuses: arguments, models, optimisers, checkpoints."""
 
+import inspect
+
 import pytest
 import torch
-from method_runs import OPTIMIZERS, SPARSITY, Run, make
+from method_runs import OPTIMIZERS, SHORT, SPARSITY, Run, make
 from small_networks import NETWORKS
 from torch import nn
 
@@ -34,8 +36,6 @@ def info(request):
         ({"sparsity": 0.9, "min_nonzeros": 100, "scope": "erk"}, ValueError, r"the budget leaves 204 of 2040"),
         ({"sparsity": {"7": 0.0, "*": 0.95}, "min_nonzeros": 100}, ValueError, r"the budget leaves 193 of 2040"),
         ({"lr": "auto"}, ValueError, r"lr is 'auto'"),
-        ({"pretrain_epochs": -1}, ValueError, r"pretrain_epochs is -1"),
-        ({"pretrain_epochs": 1.0}, TypeError, r"pretrain_epochs is 1.0"),
         ({"prunable": "head"}, ValueError, r"prunable='head' matches nothing"),
         ({"momentum": 0.5}, TypeError, r"momentum"),
     ],
@@ -46,6 +46,18 @@ def test_bad_arguments_are_named_and_leave_the_optimiser_free(info, options, err
     with pytest.raises(error, match=message):
         make(info, net, optimizer, **({"sparsity": 0.5} | options))
     make(info, net, optimizer, sparsity=0.5)
+
+
+def test_bad_numbers_of_epochs_are_named(info):
+    net = NETWORKS["cnn"]()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    lengths = [name for name in inspect.signature(info.cls).parameters if name.endswith("epochs")]
+    assert lengths and set(info.cls.for_epochs(20)) <= set(inspect.signature(info.cls).parameters)
+    for name in lengths:
+        with pytest.raises(ValueError, match=f"{name} is -1"):
+            make(info, net, optimizer, **({"sparsity": 0.5} | SHORT[info.name] | {name: -1}))
+        with pytest.raises(TypeError, match=f"{name} is 1.0"):
+            make(info, net, optimizer, **({"sparsity": 0.5} | SHORT[info.name] | {name: 1.0}))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -71,16 +83,17 @@ def test_weights_with_gaps_or_overlaps(info, weight):
     optimizer = OPTIMIZERS["ours sgd"](net.parameters())
     with pytest.raises(ValueError, match=r"7\.weight has gaps or overlaps in memory, strides"):
         make(info, net, optimizer, sparsity=0.5)
-    assert make(info, net, optimizer, sparsity=0.5, exclude="7").masks == {}
+    assert "7.weight" not in make(info, net, optimizer, sparsity=0.5, exclude="7").weights
 
 
 def test_foreign_checkpoints_are_refused(info):
-    run = Run(info, OPTIMIZERS["ours sgd"]).until("finetune")
+    run = Run(info, OPTIMIZERS["ours sgd"]).until_masked()
     state = run.method.state_dict()
     fresh = Run(info, OPTIMIZERS["ours sgd"]).method
+    before = fresh.masks
     cases = [
         ({key: value for key, value in state.items() if key != "masks"}, "has no masks; resuming without them"),
-        (state | {"method": "rigl"}, "the checkpoint is of the method 'rigl'"),
+        (state | {"method": "other"}, "the checkpoint is of the method 'other'"),
         (state | {"budget": state["budget"] | {"sparsity": 0.5}}, "has sparsity 0.5, here it is 0.75"),
         ({"model": 1}, "not a sparsifier's checkpoint, it lacks method"),
         (run.optimizer.state_dict(), "not a sparsifier's checkpoint"),
@@ -88,7 +101,7 @@ def test_foreign_checkpoints_are_refused(info):
     for bad, message in cases:
         with pytest.raises(ValueError, match=message):
             fresh.load_state_dict(bad)
-    assert fresh.phase == fresh.phases[0] and fresh.masks == {}
+    assert fresh.phase == fresh.phases[0] and fresh.masks == before
     narrow = NETWORKS["cnn"]()
     del narrow[7]
     other = make(info, narrow, OPTIMIZERS["ours sgd"](narrow.parameters()), sparsity=SPARSITY)
@@ -118,7 +131,7 @@ def test_registry():
     assert methods.get("art").cls is methods.ART
     with pytest.raises(ValueError, match="there is no method 'atr'; did you mean 'art'"):
         methods.get("atr")
-    with pytest.raises(ValueError, match=r"there is no method 'foo' \(known: art, gmp, oneshot\)"):
+    with pytest.raises(ValueError, match=r"there is no method 'foo' \(known: art, .*oneshot.*\)"):
         methods.get("foo")
     for name in methods.names():
         described = methods.get(name)

@@ -29,7 +29,7 @@ def test_the_recipes_are_read_and_survive_a_round_trip(path, tmp_path):
     first = read(path)
     again = read(write(tmp_path, first.to_toml()))
     assert again == first and again.to_toml() == first.to_toml()
-    assert first.method["sparsity"] == 0.98
+    assert 0.5 < first.method["sparsity"] < 1
 
 
 def test_there_are_recipes():
