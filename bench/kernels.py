@@ -26,7 +26,7 @@ TARGETS = {
 POINTERS = {
     "*i64": "rows histograms ranks sizes ties",
     "*i32": "chunks chunk_scopes nan row_offsets columns t_row_offsets t_columns t_permutation",
-    "*fp64": "coefficients brackets statistics partials report work scale pull",
+    "*fp64": "coefficients brackets statistics partials report work scale pull levels sums thresholds",
     "*u8": "mask",
 }
 TYPES = {f"{name}_ptr": kind for kind, names in POINTERS.items() for name in names.split()}
@@ -63,6 +63,7 @@ SELECT = {"KEY": F32, "ALL_ROUNDS": 3, "BITS": 31}
 DIGIT = SELECT | {"W": F32, "ROUND": 2, "CHUNK": 16384, "BLOCK": 2048}
 SPMM = {"bias_ptr": None, "COMPUTE": F32, "Y": F32, "BLOCK_M": 16, "BLOCK_N": 128, "stride_bn": 1, "stride_yn": 1}
 SDDMM = {"COMPUTE": F32, "DVALUES": F32, "BLOCK_I": 16, "BLOCK_N": 128, "stride_dn": 1, "stride_bn": 1}
+GROUPS = {"ELU": True, "COMPUTE": F32, "CHUNK": 16384, "BLOCK": 1024}
 WINDOW = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1, "BLOCK": 1024, "COMPUTE": F32}
 WINDOW_BF16 = (
     WINDOW | {"Y": BF16, "stride_xc": 1} | dict.fromkeys(["x_ptr", "y_ptr", "values_ptr", "bias_ptr"], "*bf16")
@@ -175,6 +176,30 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
         },
     ),
     ("csr_sddmm", "_csr_sddmm_kernel", "fp32", 4, SDDMM),
+    ("soft_threshold", "_partial_sums_kernel", "fp32 magnitudes", 4, GROUPS | {"g_ptr": None, "levels_ptr": None}),
+    ("soft_threshold", "_partial_sums_kernel", "fp32 gradients", 4, GROUPS),
+    (
+        "soft_threshold",
+        "_combine_kernel",
+        "levels",
+        4,
+        {"COMPUTE": F32, "RELATIVE": True, "LANES": 128, "sums_ptr": None},
+    ),
+    (
+        "soft_threshold",
+        "_soft_threshold_kernel",
+        "fp32",
+        4,
+        {k: v for k, v in GROUPS.items() if k != "ELU"} | {"Y": F32},
+    ),
+    ("soft_threshold", "_soft_threshold_backward_kernel", "fp32 elu", 4, GROUPS | {"W": F32, "RELATIVE": False}),
+    (
+        "soft_threshold",
+        "_soft_threshold_backward_kernel",
+        "bf16 relative",
+        4,
+        GROUPS | {"W": BF16, "RELATIVE": True, "ELU": False} | dict.fromkeys(["g_ptr", "w_ptr", "dw_ptr"], "*bf16"),
+    ),
     ("sparse_conv2d", "_sparse_conv2d_kernel", "fp32 3x3", 4, WINDOW | {"Y": F32} | INNER),
     (
         "sparse_conv2d",

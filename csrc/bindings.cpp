@@ -6,6 +6,7 @@
 #include "cpu/hypersparse.h"
 #include "cpu/kth_magnitude.h"
 #include "cpu/magnitude_mask.h"
+#include "cpu/soft_threshold.h"
 #include "cpu/sparse_conv2d.h"
 #include "cpu/sweep.h"
 #include "cpu/sweep_finish.h"
@@ -43,6 +44,10 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def(
       "add_penalty_grad_(Tensor(a!)[] grads, Tensor[] weights, Tensor[] groups, int[] scopes, Tensor coefficients, "
       "str penalty, Tensor? grad_scale) -> ()");
+  m.def("soft_threshold(Tensor weight, Tensor thresholds, bool relative, Tensor(a!) y, Tensor(b!) levels) -> ()");
+  m.def(
+      "soft_threshold_backward(Tensor grad, Tensor weight, Tensor levels, bool relative, bool elu, "
+      "Tensor(a!) grad_weight, Tensor(b!) sums) -> ()");
   m.def(
       "sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, Tensor? bias, Tensor(a!) y, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool channels_last) -> ()");
@@ -74,6 +79,8 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("sweep_observe_", TORCH_BOX(&sparse_ops::sweep_observe_));
   m.impl("sweep_finish_", TORCH_BOX(&sparse_ops::sweep_finish_));
   m.impl("add_penalty_grad_", TORCH_BOX(&sparse_ops::add_penalty_grad_));
+  m.impl("soft_threshold", TORCH_BOX(&sparse_ops::soft_threshold));
+  m.impl("soft_threshold_backward", TORCH_BOX(&sparse_ops::soft_threshold_backward));
   m.impl("sparse_conv2d", TORCH_BOX(&sparse_ops::sparse_conv2d));
   m.impl("sparse_conv2d_input_grad", TORCH_BOX(&sparse_ops::sparse_conv2d_input_grad));
   m.impl("sparse_conv2d_weight_grad", TORCH_BOX(&sparse_ops::sparse_conv2d_weight_grad));
