@@ -8,13 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparse_ops.train import data_cifar, data_digits, data_fashion
+from sparse_ops.train import data_cifar, data_cifar100, data_digits, data_fashion
 from sparse_ops.train.data_files import Report
 
+NORMALIZATIONS = ("own", "imagenet")
+# mean and deviation of ImageNet's channels, as they are used everywhere, in units of the uint8 values
+IMAGENET = tuple(255 * m for m in (0.485, 0.456, 0.406)), tuple(255 * s for s in (0.229, 0.224, 0.225))
 _SUBSET_SEED = 0  # part of what a subset is: data.images = 10000 means the same images everywhere
 
 SOURCES: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
     "cifar10": data_cifar.load,
+    "cifar100": data_cifar100.load,
     "digits": data_digits.load,
     "fashion_mnist": data_fashion.load,
 }
@@ -67,14 +71,16 @@ def load(
     fold: int = 0,
     images: int = 0,
     validation: int = 0,
+    normalization: str = "own",
     download: bool = False,
     report: Report | None = None,
 ) -> DataSet:
     """The data set `name`, read from files under data_dir and verified.
 
     fold (0 to 4) chooses the test fifth of `digits`, which has no official split; the others have a fixed test set
-    and take fold 0 only. images, validation: see `divide`. Raises ValueError with one sentence where a file is missing,
-    of a wrong size, or damaged.
+    and take fold 0 only. images, validation: see `divide`. normalization: by mean and deviation of the images to train
+    on ("own"), or by ImageNet's ("imagenet"), as many published weights need it. Raises ValueError with one sentence
+    where a file is missing, of a wrong size, or damaged.
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, 1)
@@ -82,7 +88,9 @@ def load(
         raise ValueError(f"data set {name!r} is unknown{hint} (known: {', '.join(SOURCES)})")
     x, y, x_test, y_test = SOURCES[name](data_dir, fold=fold, download=download, report=report)
     train, held_out = divide(Images(x, y), images, validation)
-    mean, std = channel_statistics(train.images)
+    mean, std = channel_statistics(train.images) if normalization == "own" else IMAGENET
+    if len(mean) != train.images.shape[1]:
+        raise ValueError(f"data.normalization is {normalization!r}, but {name} has {train.images.shape[1]} channel")
     return DataSet(name, train, Images(x_test, y_test), int(y.max()) + 1, mean, std, held_out)
 
 

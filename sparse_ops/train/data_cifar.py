@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def load(
         raise ValueError(f"cifar10 has a fixed test set: fold is {fold}, expected 0")
     found = _find(data_dir)
     if found is None and download:
-        _extract(fetch(ARCHIVE, data_dir, report), data_dir / BINARY_FOLDER)
+        extract(fetch(ARCHIVE, data_dir, report), data_dir / BINARY_FOLDER, BINARY)
         found = _find(data_dir)
     if found is None:
         where = "the binary version of CIFAR-10 (six .bin files) or its python batches"
@@ -67,17 +68,22 @@ def load(
 
 
 def _find(data_dir: Path) -> tuple[Path, tuple[DataFile, ...]] | None:
-    for files, name in ((BINARY, BINARY_FOLDER), (PYTHON, PYTHON_FOLDER)):
+    return find(data_dir, {BINARY_FOLDER: BINARY, PYTHON_FOLDER: PYTHON})
+
+
+def find(data_dir: Path, versions: Mapping[str, tuple[DataFile, ...]]) -> tuple[Path, tuple[DataFile, ...]] | None:
+    """The first version of which a file lies in data_dir or in the version's folder: where, and its files."""
+    for name, files in versions.items():
         for folder in (data_dir, data_dir / name):
             if any((folder / file.name).is_file() for file in files):
                 return folder, files
     return None
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    """Only the six batches, by name, each written beside and renamed."""
+def extract(archive: Path, folder: Path, files: tuple[DataFile, ...]) -> None:
+    """Only these files, by name, from the archive's folder of that name; each written beside and renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {f"{BINARY_FOLDER}/{file.name}": file.name for file in BINARY}
+    wanted = {f"{folder.name}/{file.name}": file.name for file in files}
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.isfile() and member.name in wanted and (source := tar.extractfile(member)) is not None:
@@ -86,32 +92,36 @@ def _extract(archive: Path, folder: Path) -> None:
                 partial.replace(folder / wanted[member.name])
 
 
-def read_binary(path: Path, content: bytes) -> tuple[Tensor, Tensor]:
-    """Records of one label byte and 3072 bytes of pixels (red, green, blue planes, row by row); path is for errors."""
-    raw = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    if raw.numel() == 0 or raw.numel() % (1 + _PIXELS):
-        raise ValueError(f"{path}: {raw.numel()} bytes are not a whole number of records of {1 + _PIXELS} bytes")
-    records = raw.view(-1, 1 + _PIXELS)
-    return records[:, 1:].reshape(-1, *_SHAPE), _labels(path, records[:, 0].long())
+def read_binary(path: Path, content: bytes, label_bytes: int = 1, classes: int = 10) -> tuple[Tensor, Tensor]:
+    """Records of label bytes, of which the last counts, and 3072 bytes of pixels (red, green, blue planes, row by row).
+
+    path is for errors.
+    """
+    raw = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
+    size = label_bytes + _PIXELS
+    if raw.numel() == 0 or raw.numel() % size:
+        raise ValueError(f"{path}: {raw.numel()} bytes are not a whole number of records of {size} bytes")
+    records = raw.view(-1, size)
+    return records[:, label_bytes:].reshape(-1, *_SHAPE), _labels(path, records[:, label_bytes - 1].long(), classes)
 
 
-def read_python(path: Path, content: bytes) -> tuple[Tensor, Tensor]:
-    """A pickled dictionary, read without running anything that the file names; path is for errors."""
+def read_python(path: Path, content: bytes, key: bytes = b"labels", classes: int = 10) -> tuple[Tensor, Tensor]:
+    """A pickled dictionary, its labels under `key`, read without running what the file names; path is for errors."""
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        data, labels = batch[b"data"], batch[b"labels"]
+        data, labels = batch[b"data"], batch[key]
         n, width = data.shape
         raw = torch.frombuffer(bytearray(data.raw), dtype=torch.uint8)
         if width != _PIXELS or raw.numel() != n * width or len(labels) != n or data.code not in {b"u1", "u1"}:
             raise ValueError(f"data {data.shape} of {data.code}, {raw.numel()} bytes, {len(labels)} labels")
-        return raw.view(n, *_SHAPE), _labels(path, torch.tensor([int(label) for label in labels]))
+        return raw.view(n, *_SHAPE), _labels(path, torch.tensor([int(label) for label in labels]), classes)
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: not a python batch of CIFAR-10 ({error})") from None
+        raise ValueError(f"{path}: not a python batch of CIFAR ({error})") from None
 
 
-def _labels(path: Path, labels: Tensor) -> Tensor:
-    if int(labels.min()) < 0 or int(labels.max()) > 9:
-        raise ValueError(f"{path}: label {int(labels.max())}, expected 0 to 9")
+def _labels(path: Path, labels: Tensor, classes: int) -> Tensor:
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"{path}: label {int(labels.max())}, expected 0 to {classes - 1}")
     return labels
 
 

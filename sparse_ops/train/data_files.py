@@ -15,7 +15,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file as its makers published it: name, bytes, md5 and, where it can be fetched by itself, its address."""
+    """A file as its makers published it: name, bytes (0: not known), md5 and, where it has one, its address."""
 
     name: str
     size: int
@@ -36,7 +36,7 @@ def read_verified(path: Path, expected: DataFile) -> bytes:
 
 def verify(path: Path, raw: bytes, expected: DataFile) -> None:
     """ValueError where the size is wrong, one warning where the size is right and the checksum another."""
-    if len(raw) != expected.size:
+    if expected.size and len(raw) != expected.size:
         raise ValueError(f"{path}: {len(raw)} bytes, expected {expected.size}; the file is truncated or is another one")
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != expected.md5:

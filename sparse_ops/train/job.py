@@ -108,6 +108,7 @@ class Job:
             fold=fold,
             images=self.recipe.data.images,
             validation=self.recipe.data.validation,
+            normalization=self.recipe.data.normalization,
             download=self.options.download,
             report=lambda done, total: self.progress.bytes(f"downloading {self.recipe.data.name}", done, total),
         )

@@ -3,10 +3,18 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from sparse_ops.train.networks_cifar import resnet20, resnet56, vgg19_bn
+from sparse_ops.train.networks_hub import HUBS, PRETRAINED
+from sparse_ops.train.networks_imagenet import resnet18, resnet50
 
 
 class ResidualBlock(nn.Module):
@@ -80,19 +88,78 @@ def mlp(shape: tuple[int, int, int], classes: int, *, width: int = 512) -> nn.Mo
     )
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "resnet32": resnet32, "resnet8": resnet8}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet50": resnet50,
+    "resnet56": resnet56,
+    "resnet8": resnet8,
+    "vgg19_bn": vgg19_bn,
+}
 
 
-def build(name: str, shape: tuple[int, int, int], classes: int, *, width: int = 0, stride: int = 1) -> nn.Module:
-    """The network `name` for images of `shape`; width 0 is the network's own, stride is that of a ResNet's stem."""
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"network {name!r} is unknown{hint} (known: {', '.join(NETWORKS)})")
-    own = {"width": width or None, "stride": stride if stride != 1 else None}
-    options = {key: value for key, value in own.items() if value is not None}
-    taken = inspect.signature(NETWORKS[name]).parameters
+def check_name(name: str) -> None:
+    """ValueError with the nearest name where a network is unknown; a hub is asked only when its network is built."""
+    hub, _, inside = name.partition(":")
+    if name in NETWORKS or (hub in HUBS and inside):
+        return
+    near = difflib.get_close_matches(name, NETWORKS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    known = ", ".join([*NETWORKS, *(f"{hub}:NAME" for hub in HUBS)])
+    raise ValueError(f"network.name is {name!r}{hint} (known: {known})")
+
+
+def build(
+    name: str, shape: tuple[int, int, int], classes: int, *, width: int = 0, stride: int = 0, weights: str = ""
+) -> nn.Module:
+    """The network `name` for images of `shape`.
+
+    width and stride (of a ResNet's stem) are the network's own where they are 0. weights: a file of torch.save or of
+    safetensors, or "pretrained" for a hub's published weights.
+    """
+    check_name(name)
+    options = {key: value for key, value in (("width", width), ("stride", stride)) if value}
+    hub, _, inside = name.partition(":")
+    taken = [] if inside else list(inspect.signature(NETWORKS[name]).parameters)
     for key, value in options.items():
         if key not in taken:
             raise ValueError(f"network.{key} is {value}, but {name} has no {key}")
-    return NETWORKS[name](shape, classes, **options)
+    if inside:
+        network = HUBS[hub](inside, shape, classes, weights == PRETRAINED)
+    elif weights == PRETRAINED:
+        raise ValueError(f"network.weights is {weights!r}, but {name} is not published with weights; give a file")
+    else:
+        network = NETWORKS[name](shape, classes, **options)
+    if weights not in ("", PRETRAINED):
+        load_weights(network, Path(weights))
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Weights from a file: a state dict, or one under "state_dict" or "model"; ValueError where they do not fit."""
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"network.weights: {path} cannot be read ({reason})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"network.weights: {path} holds a {type(state).__name__}, expected a state dict")
+    found = {name.removeprefix("module."): value for name, value in state.items()}
+    wanted = network.state_dict()
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # older files lack them
+    for name in (*sorted(wanted.keys() - found.keys() - counters), *sorted(found.keys() - wanted.keys())):
+        side = "lacks" if name in wanted else "has an unknown"
+        raise ValueError(f"network.weights: {path} {side} {name}: it is of another network")
+    for name, value in wanted.items():
+        if name in found and found[name].shape != value.shape:
+            shapes = f"{tuple(found[name].shape)}, expected {tuple(value.shape)}"
+            raise ValueError(f"network.weights: {name} in {path} is {shapes}")
+    network.load_state_dict(found, strict=False)

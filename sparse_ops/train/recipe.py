@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ops.train import keys, method_table
-from sparse_ops.train.data import SOURCES
-from sparse_ops.train.networks import NETWORKS
+from sparse_ops.train.data import NORMALIZATIONS, SOURCES
+from sparse_ops.train.networks import check_name
 from sparse_ops.train.optimizers import ADAMW, NAMES, Optimizer
 from sparse_ops.train.schedule import KINDS, Schedule, scaled_lengths
 from sparse_ops.train.selection import RULES
@@ -24,6 +24,7 @@ class Data:
     name: str
     images: int = 0  # train on so many, the first after a shuffle that is always the same; 0 is all
     validation: int = 0  # so many training images are held out; an epoch may be selected on them
+    normalization: str = "own"  # by mean and deviation of the training images, or by "imagenet"'s
     batch_size: int = 64
     crop: int = 0  # pixels of padding around the random crop
     flip: bool = False
@@ -31,11 +32,15 @@ class Data:
 
 @dataclass
 class Network:
-    """[network]: name (resnet8, resnet32, mlp), its width (0 is the network's own), the stride of a ResNet's stem."""
+    """[network]: name, its width and the stride of a ResNet's stem (0 is the network's own), weights to begin with.
+
+    The name is one of sparse_ops.train.networks or timm:NAME or hf:NAME; weights is a file, or "pretrained" for those.
+    """
 
     name: str
     width: int = 0
-    stride: int = 1
+    stride: int = 0
+    weights: str = ""
 
 
 @dataclass
@@ -79,7 +84,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("data.name", self.data.name, SOURCES)
-        _one_of("network.name", self.network.name, NETWORKS)
+        check_name(self.network.name)
+        _one_of("data.normalization", self.data.normalization, NORMALIZATIONS)
         _one_of("training.precision", self.training.precision, ("float32", "bfloat16"))
         _one_of("training.select", self.training.select, RULES)
         _one_of("optimizer.name", self.optimizer.name, NAMES)
@@ -90,7 +96,7 @@ class Recipe:
             ("data.images", self.data.images, 0),
             ("data.validation", self.data.validation, 0),
             ("network.width", self.network.width, 0),
-            ("network.stride", self.network.stride, 1),
+            ("network.stride", self.network.stride, 0),
             ("training.test_every", self.training.test_every, 1),
             ("optimizer.lr", self.optimizer.lr, 0),
             ("optimizer.momentum", self.optimizer.momentum, 0),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_ops.train import data, data_cifar, data_fashion, data_files
+from sparse_ops.train import data, data_cifar, data_cifar100, data_fashion, data_files
 from sparse_ops.train.data_files import DataFile
 
 RNG = np.random.default_rng(0)
@@ -81,12 +81,62 @@ def test_a_missing_batch_is_named(cifar):
         data.load("cifar10", cifar[0])
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
 def test_missing_files_say_where_they_go(name, tmp_path):
     with pytest.raises(ValueError, match=r"is missing; put .* there, or fetch it with --download") as error:
         data.load(name, tmp_path)
     assert str(tmp_path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.fixture
+def cifar100(tmp_path, monkeypatch):
+    """Five training and three test images in both versions; coarse labels that are not the fine ones."""
+    sets = []
+    tables = {"BINARY": [], "PYTHON": []}
+    folders = {"BINARY": data_cifar100.BINARY_FOLDER, "PYTHON": data_cifar100.PYTHON_FOLDER}
+    for folder in folders.values():
+        (tmp_path / folder).mkdir()
+    for i, n in enumerate((5, 3)):
+        pixels = RNG.integers(0, 256, (n, 3072), dtype=np.uint8)
+        fine, coarse = RNG.integers(0, 100, n, dtype=np.uint8), RNG.integers(0, 20, n, dtype=np.uint8)
+        fine[0] = 99
+        columns = [coarse[:, None], fine[:, None], pixels]
+        table = {b"data": pixels, b"fine_labels": fine.tolist(), b"coarse_labels": coarse.tolist()}
+        raws = {"BINARY": np.concatenate(columns, 1).tobytes(), "PYTHON": pickle.dumps(table, protocol=2)}
+        for version, raw in raws.items():
+            name = getattr(data_cifar100, version)[i].name
+            (tmp_path / folders[version] / name).write_bytes(raw)
+            tables[version].append(published(name, raw))
+        sets.append((torch.from_numpy(pixels).view(n, 3, 32, 32), torch.from_numpy(fine).long()))
+    tables["PYTHON"][1] = DataFile("test", 0, tables["PYTHON"][1].md5)  # its size is not published
+    for version, files in tables.items():
+        monkeypatch.setattr(data_cifar100, version, tuple(files))
+    return tmp_path, sets
+
+
+@pytest.mark.parametrize("folder", [data_cifar100.BINARY_FOLDER, data_cifar100.PYTHON_FOLDER])
+def test_cifar100_reads_both_versions(cifar100, folder):
+    root, ((x, y), (x_test, y_test)) = cifar100
+    loaded = data.load("cifar100", root / folder)
+    assert torch.equal(loaded.train.images, x) and torch.equal(loaded.train.labels, y)
+    assert torch.equal(loaded.test.images, x_test) and torch.equal(loaded.test.labels, y_test)
+    assert loaded.classes == 100 and loaded.shape == (3, 32, 32)
+
+
+def test_a_damaged_cifar100_is_refused(cifar100):
+    root, _ = cifar100
+    path = root / data_cifar100.BINARY_FOLDER / "test.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"test.bin: 9221 bytes, expected 9222"):
+        data.load("cifar100", root)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"test.bin is missing; put the file that belongs"):
+        data.load("cifar100", root)
+    path = root / data_cifar100.PYTHON_FOLDER / "test"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.warns(UserWarning, match="md5"), pytest.raises(ValueError, match="test: not a python batch"):
+        data.load("cifar100", path.parent)
 
 
 class Evil:
@@ -236,6 +286,15 @@ def test_subsets_are_always_the_same_and_never_overlap(cifar):
         message = f"data.images is {images} and data.validation {validation}; there are 20 training images"
         with pytest.raises(ValueError, match=message):
             data.load("cifar10", root, images=images, validation=validation)
+
+
+def test_normalization_by_imagenet(cifar, fashion):
+    loaded = data.load("cifar10", cifar[0], normalization="imagenet")
+    assert loaded.mean == pytest.approx((123.675, 116.28, 103.53)) and loaded.std == pytest.approx(
+        (58.395, 57.12, 57.375)
+    )
+    with pytest.raises(ValueError, match=r"data.normalization is 'imagenet', but fashion_mnist has 1 channel"):
+        data.load("fashion_mnist", fashion[0], normalization="imagenet")
 
 
 def test_unknown_names_are_answered_with_the_nearest(tmp_path):
