@@ -1,4 +1,4 @@
-"""The command sparse-ops: train, report, verify, info."""
+"""The command sparse-ops: train, compare, report, verify, info."""
 
 import argparse
 import sys
@@ -55,8 +55,38 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in --set optimizer.lr=0.05"
     )
 
-    report = _command(commands, "report", _report, "make the report of a run again", "sparse-ops report runs/demo")
-    report.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "train several methods on equal terms; go on after a crash",
+        "sparse-ops compare recipes/demo.toml --methods art,oneshot --sparsities 0.9,0.98,0.995 --seeds 3 --epochs 20",
+    )
+    compare.add_argument("recipe", type=Path, help="TOML file, see recipes/; [compare.NAME] has arguments of a method")
+    compare.add_argument(
+        "--methods", type=_list, required=True, metavar="A,B", help="names of methods, see docs/methods"
+    )
+    compare.add_argument("--sparsities", type=_shares, required=True, metavar="S,T", help="shares of zeros in (0, 1)")
+    compare.add_argument("--seeds", type=_positive, default=1, metavar="N", help="seeds, from the recipe's on (1)")
+    compare.add_argument("--epochs", type=_positive, metavar="E", help="epochs of every run (those of the recipe)")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="where all files go (runs/compare-<recipe>)")
+    compare.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at the same time (1)")
+    compare.add_argument("--threads", type=_positive, default=0, metavar="N", help="threads of a run (1 with --jobs)")
+    compare.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    compare.add_argument(
+        "--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where data files lie (data)"
+    )
+    compare.add_argument("--download", action="store_true", help="fetch missing data files into --data-dir")
+    compare.add_argument("--published", type=Path, metavar="FILE", help="JSON of published points (the papers')")
+    compare.add_argument("--no-speed", action="store_true", help="do not convert and time the networks at the end")
+    compare.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in --set optimizer.lr=0.05"
+    )
+
+    report = _command(
+        commands, "report", _report, "make the report of a run or a comparison again", "sparse-ops report runs/demo"
+    )
+    report.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run, or of a comparison")
 
     verify = _command(
         commands,
@@ -114,10 +144,20 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _report(arguments: argparse.Namespace) -> None:
-    from sparse_ops.train import report
+def _compare(arguments: argparse.Namespace) -> int:
+    from sparse_ops.train import compare_command
 
-    print(report.write(arguments.folder))
+    return compare_command.run(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sparse_ops.train import compare_report, report
+
+    if (arguments.folder / compare_report.SHARED).exists():
+        table, page, missing = compare_report.write(arguments.folder)
+        print(f"{table}\n\n{page or missing}")
+    else:
+        print(report.write(arguments.folder))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -132,6 +172,17 @@ def _info(arguments: argparse.Namespace) -> None:
     from sparse_ops.train import info
 
     print(info.text())
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in _list(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0.9,0.98") from None
 
 
 def _positive(text: str) -> int:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import pkgutil
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -27,6 +28,24 @@ def version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def commit() -> str:
+    """The commit that this package was taken from, `+changes` where files differ; `unknown` outside of a checkout."""
+    root = Path(sparse_ops.__file__).parents[1]
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # there is no git
+        return "unknown"
+    return said.stdout.strip() or "unknown"
 
 
 def facts() -> dict[str, str]:

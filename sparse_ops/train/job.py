@@ -80,8 +80,8 @@ class Job:
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
         threads = {"training": torch.get_num_threads()}
-        sets = [self._load(fold) for fold in range(self.options.folds)]  # a missing file is told before all else
-        self._check(sets[0])
+        sets = [self.load(fold) for fold in range(self.options.folds)]  # a missing file is told before all else
+        self.check(sets[0])
         trial = self.options.max_epochs is not None
         moved = self.folder.begin(self.recipe.to_toml(), resume=self.options.resume, trial=trial)
         if moved is not None:
@@ -101,7 +101,8 @@ class Job:
         (self.folder / run_folder.CHECKPOINT).unlink(missing_ok=True)
         return summary
 
-    def _load(self, fold: int) -> DataSet:
+    def load(self, fold: int = 0) -> DataSet:
+        """The recipe's data, split as this fold says."""
         return data_sets.load(
             self.recipe.data.name,
             self.options.data_dir,
@@ -113,8 +114,11 @@ class Job:
             report=lambda done, total: self.progress.bytes(f"downloading {self.recipe.data.name}", done, total),
         )
 
-    def _check(self, data: DataSet) -> None:
-        """Raise what data and method have against their settings before any file of an older run is touched."""
+    def check(self, data: DataSet) -> int:
+        """The most epochs that the method takes.
+
+        Raises what data and method have against their settings, before any file of an older run is touched.
+        """
         if self.recipe.data.batch_size > len(data.train):
             raise ValueError(
                 f"data.batch_size is {self.recipe.data.batch_size}, but there are {len(data.train):,} images of "
@@ -134,6 +138,26 @@ class Job:
                 f"schedule.kind is {self.recipe.schedule.kind!r}, which needs a run of known length, but a phase of "
                 f"{sparsifier.name} may end early; give method.total_epochs"
             )
+        return sparsifier.total_epochs
+
+    def train_alone(self, data: DataSet, method: str | None, arguments: dict[str, Any], text: str) -> Outcome:
+        """One stage and nothing after it, into a run folder with `text` as its recipe; resumed where it was begun."""
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
+        self.folder.begin(text, resume=self.options.resume)
+        outcome = self._stage(method or "dense", data, 0, method, arguments)
+        (self.folder / run_folder.CHECKPOINT).unlink(missing_ok=True)
+        return outcome
+
+    def untrained(self, data: DataSet) -> nn.Module:
+        """The recipe's network before any training."""
+        return self._network(data).eval()
+
+    def trained(self, data: DataSet, stage: str) -> nn.Module:
+        """The network that a finished stage has left."""
+        model = self.untrained(data)
+        model.load_state_dict(run_folder.load_state(self.folder.stage(f"fold0-{stage}"))["model"])
+        return model.eval()
 
     def _train(self, data: DataSet, fold: int) -> dict[str, Outcome]:
         name = self.recipe.method["name"]
@@ -177,9 +201,12 @@ class Job:
         checkpoint = self.folder / run_folder.CHECKPOINT
         if self.options.resume and checkpoint.is_file():
             state = run_folder.load_state(checkpoint)
+            self.folder.truncate_metrics(state["metrics_size"])  # what a crash left behind the last checkpoint
             if state["stage"] == key:
                 trainer.resume(state)
                 self.seconds_before += state["seconds"]
+        elif self.options.resume:
+            self.folder.truncate_metrics(0)
         fold_of = f" {fold + 1}/{self.options.folds}" if self.options.folds > 1 else ""
         self.progress.stage(name + fold_of, sparsifier.total_epochs, len(trainer.train))
         trainer.run(self.budget)

@@ -9,6 +9,7 @@ from sparse_ops import methods
 from sparse_ops.train import keys
 
 _NOT_IN_A_RECIPE = ("model", "optimizer", "total_steps")  # made of the rest of the recipe
+SHARED = ("sparsity", "prunable", "exclude")  # what a comparison gives every method alike
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -34,6 +35,21 @@ def resolve(table: Mapping[str, Any]) -> dict[str, Any]:
         elif default is not None:
             resolved[key] = default
     return resolved
+
+
+def check_compared(name: str, table: Any) -> None:
+    """ValueError or TypeError for a table [compare.NAME] that is not one of arguments of that method's own."""
+    keys.typed(f"compare.{name}", table, dict)
+    try:
+        defaults = _defaults(name)
+    except ValueError as error:
+        raise ValueError(f"compare.{name}: {error}") from None
+    for key, value in table.items():
+        if key in SHARED:
+            raise ValueError(f"compare.{name}.{key}: {key} is the same for every method of a comparison")
+        if key not in defaults:
+            raise keys.unknown(f"compare.{name}.{key}", [f"compare.{name}.{k}" for k in defaults if k not in SHARED])
+        _typed(f"compare.{name}.{key}", value, defaults[key])
 
 
 def arguments(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def svg(figure: "Figure") -> str:
     return re.sub(r' xmlns(:\w+)?="[^"]*"', "", markup).replace("xlink:href", "href")
 
 
-def _subplots(height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
+def subplots(height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
     """Figure and axes made without pyplot, so that no state or window is left behind."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -48,26 +48,26 @@ def _subplots(height: float, rows: int = 1, columns: int = 1, **options: Any) ->
         return figure, figure.subplots(rows, columns, **options)
 
 
-def _styled(draw: Any) -> Any:
+def styled(draw: Any) -> Any:
     """Run a drawing function under the report's style."""
 
-    def styled(*arguments: Any) -> "Figure":
+    def within(*arguments: Any) -> "Figure":
         import matplotlib
 
         with matplotlib.rc_context(_STYLE):
             return draw(*arguments)
 
-    styled.__doc__ = draw.__doc__
-    return styled
+    within.__doc__ = draw.__doc__
+    return within
 
 
-@_styled
+@styled
 def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
     """Accuracy and, where a penalty grew, lambda over the epochs; curves maps a stage's title to its records."""
     if any(r.get("lambda") for records in curves.values() for r in records):
-        figure, (top, bottom) = _subplots(5.4, 2, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+        figure, (top, bottom) = subplots(5.4, 2, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     else:
-        figure, top = _subplots(4.0)
+        figure, top = subplots(4.0)
         bottom = None
     looks = {method: (METHOD, "-"), "one-shot": (ONESHOT, "--"), "dense": (DENSE, ":")}
     for title, records in curves.items():
@@ -117,10 +117,10 @@ def _phases(axes: "Axes", records: list[dict[str, Any]]) -> None:
         axes.annotate(name, ((begin + end) / 2 - 0.5, 1.01), color="#444444", **place)
 
 
-@_styled
+@styled
 def magnitudes(histograms: dict[str, dict[str, Any]], method: str) -> "Figure":
     """How many weights have which magnitude, with the threshold of the budget, for dense and regularised weights."""
-    figure, axes = _subplots(3.4)
+    figure, axes = subplots(3.4)
     looks = {method: (METHOD, 0.45), "dense": (DENSE, 0.3)}
     peak, first, last = 1, 10**9, 0
     for title, h in histograms.items():
@@ -156,13 +156,13 @@ def _integers() -> Any:
     return MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 
 
-@_styled
+@styled
 def density(layers: list[dict[str, Any]], total: float) -> "Figure":
     """Share of live weights per layer as points on a log scale; total is the density of all layers together.
 
     A layer without live weights, which a log scale has no place for, is an open triangle at the left edge.
     """
-    figure, axes = _subplots(1.1 + 0.27 * len(layers))
+    figure, axes = subplots(1.1 + 0.27 * len(layers))
     values = [100 * layer["nonzeros"] / layer["weights"] for layer in layers]
     least = min([v for v in values if v > 0] + [100 * total])
     floor = 10.0 ** math.floor(math.log10(0.9 * least))  # a whole decade, with room for the least point
@@ -193,10 +193,10 @@ def density(layers: list[dict[str, Any]], total: float) -> "Figure":
     return figure
 
 
-@_styled
+@styled
 def cost(summary: dict[str, Any]) -> "Figure":
     """Time of a batch and bytes of the file, dense against sparse."""
-    figure, (left, right) = _subplots(2.0, 1, 2)
+    figure, (left, right) = subplots(2.0, 1, 2)
     for axes, values, unit, title in (
         (left, (summary["dense_ms"], summary["sparse_ms"]), "ms", "time of a batch of 64 (ms)"),
         (right, (summary["dense_bytes"] / 1e3, summary["sparse_bytes"] / 1e3), "kB", "model file (kB)"),

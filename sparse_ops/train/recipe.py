@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Recipe:
     seed: int = 0
     budget: float = 1.0
     budgeted: float = 1.0
+    compare: dict[str, Any] = field(default_factory=dict)  # method -> its arguments in `sparse-ops compare`
 
     def __post_init__(self) -> None:
         _one_of("data.name", self.data.name, SOURCES)
@@ -132,14 +133,18 @@ class Recipe:
         self.method = scaled_lengths(self.method, self.budget)
         self.schedule = Schedule(**scaled_lengths(vars(self.schedule), self.budget))
         self.budgeted, self.budget = self.budgeted * self.budget, 1.0
+        for name, table in self.compare.items():
+            method_table.check_compared(name, table)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
         return dataclasses.asdict(self)
 
-    def to_toml(self) -> str:
-        """The recipe with every default written out; `parse` reads it back to an equal recipe."""
-        plain = self.to_dict()
+    def to_toml(self, leave_out: Collection[str] = ()) -> str:
+        """The recipe with every default written out; `parse` reads it back to an equal recipe, if all is there."""
+        plain = {key: value for key, value in self.to_dict().items() if key not in leave_out}
+        if not plain.get("compare"):  # most recipes have none
+            plain.pop("compare", None)
         lines = [f"{key} = {keys.toml(value)}" for key, value in plain.items() if not isinstance(value, dict)]
         for key, table in plain.items():
             if isinstance(table, dict):
