@@ -63,7 +63,7 @@ def recipe(tmp_path, monkeypatch):
         (["train", "RECIPE", "--set", "method.sparsity=1.5"], "method.sparsity is 1.5"),
         (["train", "RECIPE", "--set", "method.eta=-1"], "method.eta is -1.0, expected a finite number > 0"),
         (["train", "RECIPE", "--set", "method.eta=fast"], "--set: method.eta is 'fast', expected a number"),
-        (["train", "RECIPE", "--set", "data.batch_size=100000"], "data.batch_size is 100000, but digits has 1,437"),
+        (["train", "RECIPE", "--set", "data.batch_size=100000"], "data.batch_size is 100000, but there are 1,437"),
         (["train", "RECIPE", "--folds", "9"], "--folds is 9, expected 1 to 5"),
         (["train", "RECIPE", "--resume"], "holds no run to resume"),
         (["report", "nowhere"], "holds no finished run"),
