@@ -216,6 +216,20 @@ def magnitude_mask(
     return [masks[i] if z == found[i] else _layer_mask(i, tensors[i], z, False) for i, z in enumerate(wanted)]
 
 
+def keep_largest(scores: Tensor, kept: int) -> Tensor:
+    """bool, of the shape of scores: True at the `kept` largest magnitudes, of equal ones at the first.
+
+    ValueError where kept is not in 0 to the number of scores, and for a NaN.
+    """
+    n = scores.numel()
+    if not 0 <= kept <= n:
+        raise ValueError(f"keep_largest: kept is {kept}, expected 0 to {n}, the number of scores")
+    if n == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    scores = scores.detach()
+    return _packed(op.magnitude_mask([scores], n - kept)[0], scores).to_dense()
+
+
 def _packed(bits: Tensor, t: Tensor) -> PackedMask:
     stride = t.stride() if checks.is_dense(t) else torch.empty(t.shape, device="meta").stride()
     return PackedMask(bits, t.shape, stride)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparse_ops
-from sparse_ops.masks import PackedMask, budget, layer_zeros, magnitude_mask
+from sparse_ops.masks import PackedMask, budget, keep_largest, layer_zeros, magnitude_mask
 
 SHAPES = [(64, 3, 7, 7), (64, 64, 3, 3), (128, 64, 1, 1), (256, 128, 3, 3), (10, 256), (5,)]
 shapes = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=6)
@@ -99,6 +99,25 @@ def test_min_nonzeros_keeps_layers_alive(shapes, sparsity, keep, scope):
     zeros = layer_zeros(shapes, sparsity, scope, min_nonzeros=keep)
     assert sum(zeros) == total
     assert all(n - z >= min(keep, n) for z, n in zip(zeros, sizes, strict=True))
+
+
+@given(values=st.lists(st.integers(-4, 4), max_size=40), share=st.floats(0, 1))
+def test_keep_largest_keeps_the_first_of_equals(values, share):
+    kept = round(share * len(values))
+    found = keep_largest(torch.tensor(values, dtype=torch.float32), kept)
+    order = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))
+    assert found.dtype == torch.bool and found.nonzero().flatten().tolist() == sorted(order[:kept])
+
+
+def test_keep_largest_of_any_layout_and_its_errors():
+    scores = torch.randn(3, 4, 2, 2).to(memory_format=torch.channels_last)
+    found = keep_largest(scores, 7)
+    assert torch.equal(found, scores.abs() >= scores.abs().flatten().topk(7).values[-1])
+    for kept in (-1, 49):
+        with pytest.raises(ValueError, match=f"kept is {kept}, expected 0 to 48"):
+            keep_largest(scores, kept)
+    with pytest.raises(ValueError, match="holds a NaN"):
+        keep_largest(torch.tensor([1.0, float("nan")]), 1)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.98])

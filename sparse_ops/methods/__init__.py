@@ -6,16 +6,19 @@ from sparse_ops.methods.collapse import CollapseWarning
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.registry import MethodInfo, get, names
+from sparse_ops.methods.rigl import SET, RigL
 from sparse_ops.methods.updater import PhaseChange, Sparsifier
 
 __all__ = [
     "ACDC",
     "ART",
     "GMP",
+    "SET",
     "CollapseWarning",
     "MethodInfo",
     "OneShot",
     "PhaseChange",
+    "RigL",
     "Sparsifier",
     "get",
     "names",

@@ -7,6 +7,7 @@ from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.magnitude import OneShot
+from sparse_ops.methods.rigl import SET, RigL
 from sparse_ops.methods.updater import Sparsifier
 
 
@@ -17,7 +18,8 @@ class MethodInfo:
     exact_budget: `finalize` leaves exactly the budget's zeros. masked_state_zero: where a mask is 0, the optimiser's
     state is 0 too. needs_evaluate: `end_epoch` needs `evaluate`. fixed_length: the number of epochs is known before.
     total_steps: the constructor takes total_steps=, the number of optimiser steps in the whole run. starts_dense:
-    nothing is masked yet when the constructor returns, unless its first phases are empty.
+    nothing is masked yet when the constructor returns, unless its first phases are empty. live_zeros: weights that no
+    mask prunes may be zero too, having grown and not moved since.
     """
 
     name: str
@@ -30,6 +32,7 @@ class MethodInfo:
     fixed_length: bool = True
     total_steps: bool = False
     starts_dense: bool = True
+    live_zeros: bool = False
 
 
 _METHODS = (
@@ -63,6 +66,26 @@ _METHODS = (
         "Peste, Iofinova, Vladu, Alistarh: AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural "
         "Networks, NeurIPS 2021, arXiv 2106.12379",
         "dense and sparse phases in turns, the pruned weights coming back at zero, the last phase sparse",
+    ),
+    MethodInfo(
+        "rigl",
+        RigL,
+        "Evci, Gale, Menick, Castro, Elsen: Rigging the Lottery: Making All Tickets Winners, ICML 2020, "
+        "arXiv 1911.11134",
+        "sparse from the start, small weights giving way to others where the gradient is large",
+        total_steps=True,
+        starts_dense=False,
+        live_zeros=True,
+    ),
+    MethodInfo(
+        "set",
+        SET,
+        "Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta: Scalable training of artificial neural networks with adaptive "
+        "sparse connectivity inspired by network science, Nature Communications 9, 2018, arXiv 1707.04780",
+        "sparse from the start, small weights giving way to others at random",
+        total_steps=True,
+        starts_dense=False,
+        live_zeros=True,
     ),
 )
 

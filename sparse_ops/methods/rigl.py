@@ -1,0 +1,199 @@
+"""RigL and SET: sparse from the first step to the last; now and then the smallest weights give way to new ones.
+
+RigL, new weights where the gradient is largest: Evci, Gale, Menick, Castro, Elsen: Rigging the Lottery: Making All
+Tickets Winners, ICML 2020, arXiv 1911.11134. SET, at random: Mocanu et al.: Scalable training of artificial neural
+networks with adaptive sparse connectivity inspired by network science, Nature Communications 9, 2018, arXiv 1707.04780.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops.masks import Count, PackedMask, Scope, keep_largest
+from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.schedules import half_cosine, phase_steps
+from sparse_ops.methods.updater import Sparsifier, epochs
+from sparse_ops.prunable import Filters
+
+
+class RigL(Sparsifier):
+    """Sparse training with a mask that moves, from a random one that has the budget's zeros.
+
+    Every `delta_t` steps before step `t_end` * total_steps, the first of all among them, the mask is changed in place
+    of the weights: in each layer the fraction f of its n live weights with the smallest magnitudes is dropped,
+    int(f n) of them, and as many grow where the gradient of all weights is largest, of those just dropped too (these go
+    on as if nothing had been). New weights and their optimiser state are zero. f is alpha (1 + cos(pi t / T)) / 2 in
+    step t with T = t_end * total_steps (anneal="cosine", RigL's own) or alpha (anneal="constant", SET's own). Each
+    layer keeps its number of weights. The learning rate is one half-cosine over the whole run.
+
+    total_steps: the optimiser steps of the whole run of `total_epochs`. The start mask is drawn from a generator that
+    takes its seed from torch's. scope: "erk" unless the sparsity is given layer by layer; with "global" the start mask
+    is drawn from all weights together. The other arguments are those of `Sparsifier`.
+    """
+
+    name = "rigl"
+    one_schedule = True
+    works_in_steps = True
+    own_anneal: ClassVar[str] = "cosine"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sparsity: Sparsity,
+        total_epochs: int = 100,
+        *,
+        total_steps: int,
+        alpha: float = 0.3,
+        delta_t: int = 100,
+        t_end: float = 0.75,
+        anneal: Literal["method", "cosine", "constant"] = "method",
+        prunable: Filters = None,
+        exclude: Filters = None,
+        scope: Scope = "erk",
+        count: Count = "nearest",
+        min_nonzeros: int = 0,
+        lr: Literal["method", "user"] = "method",
+        strict: bool = False,
+        check: bool = False,
+    ) -> None:
+        epochs(self._title, total_epochs=total_epochs, delta_t=delta_t)
+        phase_steps(self._title, total_steps, [total_epochs])
+        if delta_t < 2:
+            raise ValueError(
+                f"{self._title}: delta_t is {delta_t}, expected 2 or more: a step that changes the mask changes no "
+                "weight"
+            )
+        for name, value in (("alpha", alpha), ("t_end", t_end)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{self._title}: {name} is {value!r}, expected a number in [0, 1]")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{self._title}: {name} is {value}, expected a number in [0, 1]")
+        if anneal not in ("method", "cosine", "constant"):
+            raise ValueError(f"{self._title}: anneal is {anneal!r}; it may be one of method, cosine, constant")
+        self.alpha, self.delta_t, self.end_step = float(alpha), delta_t, math.floor(t_end * total_steps + 0.5)
+        self.anneal = self.own_anneal if anneal == "method" else anneal
+        self._random = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
+        super().__init__(
+            model,
+            optimizer,
+            sparsity,
+            [("train", total_epochs)],
+            prunable=prunable,
+            exclude=exclude,
+            scope="global" if isinstance(sparsity, Mapping) and scope == "erk" else scope,
+            count=count,
+            min_nonzeros=min_nonzeros,
+            lr=lr,
+            strict=strict,
+            check=check,
+        )
+        self._start()
+
+    @classmethod
+    def for_epochs(cls, epochs: int) -> dict[str, int]:
+        """All epochs alike."""
+        return {"total_epochs": epochs}
+
+    def drop_fraction(self, step: int) -> float:
+        """The share of a layer's live weights that a change of the mask in this step drops; steps count from 0."""
+        if step >= self.end_step:
+            return 0.0
+        return self.alpha * (half_cosine(step, self.end_step) if self.anneal == "cosine" else 1.0)
+
+    def changes_mask(self, step: int) -> bool:
+        """True where this step changes the mask and leaves the weights alone."""
+        return step < self.end_step and step % self.delta_t == 0 and bool(self.masks)
+
+    def metrics(self) -> dict[str, float]:
+        """Those of every method, and drop_fraction, f of the last step."""
+        last = self.sweep.steps - 1
+        return super().metrics() | ({"drop_fraction": self.drop_fraction(last)} if last >= 0 else {})
+
+    def add_penalty_grad_(self, grad_scale: Tensor | None = None) -> None:
+        """Zero the gradients of masked weights now, for clipping, except before a step that needs them for the mask."""
+        if not self.changes_mask(self.sweep.steps):
+            super().add_penalty_grad_(grad_scale)
+
+    def _enter(self, phase: str) -> None:
+        chances = {name: self._chances(weight) for name, weight in self.weights.items()}
+        self._prune(self.budget.masks(chances), reset=False)
+
+    def _before_step(self) -> bool:
+        step = self.sweep.steps
+        if not self.changes_mask(step):
+            return True
+        fraction, masks = self.drop_fraction(step), self.masks
+        for name, mask in masks.items():
+            weight = self.weights[name]
+            if weight.grad is None:  # the layer took no part in this step
+                continue
+            masks[name] = PackedMask.from_dense(
+                drop_and_grow(weight.detach(), mask.to_dense(), self._growth(name, weight), fraction)
+            )
+        self.sweep.set_masks(masks)
+        self.sweep.mask_state(self.optimizer.state)
+        return False
+
+    def _growth(self, name: str, weight: nn.Parameter) -> Tensor:
+        """What the new weights are chosen by, of the weight's shape: the largest magnitudes grow."""
+        grad = weight.grad
+        assert grad is not None
+        bad = grad[~torch.isfinite(grad)]
+        if bad.numel():
+            raise ValueError(
+                f"{self._title}: the gradient of {name} holds {bad.numel()} non-finite values ({bad[0].item()}) in "
+                f"step {self.sweep.steps + 1}, which chooses weights by it"
+            )
+        return grad
+
+    def _chances(self, weight: Tensor) -> Tensor:
+        """Random numbers of the weight's shape and strides, drawn on the CPU in the order of its indices."""
+        drawn = torch.rand(weight.shape, generator=self._random)
+        return torch.empty_like(weight, dtype=torch.float32, requires_grad=False).copy_(drawn)
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"alpha": self.alpha, "anneal": self.anneal, "delta_t": self.delta_t, "end_step": self.end_step}
+        return own | {"total_epochs": self.total_epochs}
+
+    def _method_state(self) -> dict[str, Any]:
+        own = {"alpha": self.alpha, "anneal": self.anneal, "delta_t": self.delta_t, "end_step": self.end_step}
+        return own | {"random": self._random.get_state()}
+
+    def _load_method_state(self, state: dict[str, Any]) -> None:
+        for key in ("alpha", "anneal", "delta_t", "end_step"):
+            if state[key] != getattr(self, key):
+                raise ValueError(
+                    f"{self._title}: the checkpoint has {key} {state[key]}, here it is {getattr(self, key)}"
+                )
+        self._random.set_state(state["random"].cpu())
+
+
+class SET(RigL):
+    """RigL with new weights at random positions and, unless `anneal` says otherwise, a constant drop fraction."""
+
+    name = "set"
+    own_anneal = "constant"
+
+    def _growth(self, name: str, weight: nn.Parameter) -> Tensor:
+        return self._chances(weight)
+
+
+def drop_and_grow(weight: Tensor, mask: Tensor, growth: Tensor, fraction: float) -> Tensor:
+    """The mask after int(fraction n) of its n live weights were dropped and as many grown.
+
+    weight, mask (bool) and growth have one shape. The smallest |weight| of the live ones are dropped, then the largest
+    |growth| grow among all that are not live any more, the dropped ones too. Of equals the first is kept, or grows.
+    """
+    live = int(mask.sum())
+    dropped = int(fraction * live)
+    if dropped == 0:
+        return mask
+    kept = torch.zeros_like(mask)
+    kept[mask] = keep_largest(weight[mask], live - dropped)
+    grown = torch.zeros_like(mask)
+    grown[~kept] = keep_largest(growth[~kept], dropped)
+    return kept | grown
