@@ -4,12 +4,14 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from sparse_ops.train import data_cifar, data_cifar100, data_digits, data_fashion
+from sparse_ops.train import data_cifar, data_cifar100, data_digits, data_fashion, data_imagenet, data_tiny_imagenet
 from sparse_ops.train.data_files import Report
+from sparse_ops.train.image_files import ImageFiles
 
 NORMALIZATIONS = ("own", "imagenet")
 # mean and deviation of ImageNet's channels, as they are used everywhere, in units of the uint8 values
@@ -21,7 +23,9 @@ SOURCES: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
     "cifar100": data_cifar100.load,
     "digits": data_digits.load,
     "fashion_mnist": data_fashion.load,
+    "tiny_imagenet": data_tiny_imagenet.load,
 }
+NAMES = (*SOURCES, "imagenet")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Images:
     def to(self, device: torch.device) -> "Images":
         return Images(self.images.to(device), self.labels.to(device))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        _, c, h, w = self.images.shape
+        return c, h, w
+
     def take(self, index: Tensor) -> "Images":
         """The images of these numbers."""
         return Images(self.images[index], self.labels[index])
@@ -50,18 +60,17 @@ class DataSet:
     """
 
     name: str
-    train: Images
-    test: Images
+    train: Images | ImageFiles
+    test: Images | ImageFiles
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    validation: Images | None = None
+    validation: Images | ImageFiles | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        _, c, h, w = self.train.images.shape
-        return c, h, w
+        return self.train.shape
 
 
 def load(
@@ -72,6 +81,9 @@ def load(
     images: int = 0,
     validation: int = 0,
     normalization: str = "own",
+    resolution: int = 224,
+    resize: int = 256,
+    workers: int = 0,
     download: bool = False,
     report: Report | None = None,
 ) -> DataSet:
@@ -79,13 +91,18 @@ def load(
 
     fold (0 to 4) chooses the test fifth of `digits`, which has no official split; the others have a fixed test set
     and take fold 0 only. images, validation: see `divide`. normalization: by mean and deviation of the images to train
-    on ("own"), or by ImageNet's ("imagenet"), as many published weights need it. Raises ValueError with one sentence
+    on ("own"), or by ImageNet's ("imagenet"), as many published weights need it. resolution, resize, workers: of
+    ImageNet's batches, see `ImageFiles`; it is always normalised by its own. Raises ValueError with one sentence
     where a file is missing, of a wrong size, or damaged.
     """
+    if name == "imagenet":
+        files, test_files, classes = data_imagenet.load(data_dir, resolution=resolution, resize=resize, workers=workers)
+        chosen, held = divide(files, images, validation)
+        return DataSet(name, chosen, test_files, classes, *IMAGENET, held)
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, 1)
+        near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"data set {name!r} is unknown{hint} (known: {', '.join(SOURCES)})")
+        raise ValueError(f"data set {name!r} is unknown{hint} (known: {', '.join(NAMES)})")
     x, y, x_test, y_test = SOURCES[name](data_dir, fold=fold, download=download, report=report)
     train, held_out = divide(Images(x, y), images, validation)
     mean, std = channel_statistics(train.images) if normalization == "own" else IMAGENET
@@ -94,7 +111,10 @@ def load(
     return DataSet(name, train, Images(x_test, y_test), int(y.max()) + 1, mean, std, held_out)
 
 
-def divide(train: Images, images: int, validation: int) -> tuple[Images, Images | None]:
+Kind = TypeVar("Kind", Images, ImageFiles)
+
+
+def divide(train: Kind, images: int, validation: int) -> tuple[Kind, Kind | None]:
     """The training images to train on and those held out.
 
     All are shuffled with a fixed seed, the same for every seed of a run. The last `validation` are held out, whatever

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sparse_ops
 from sparse_ops.train import figures, info, run_folder
-from sparse_ops.train.augment import Batches
+from sparse_ops.train.augment import batches_of
 from sparse_ops.train.data import DataSet
 from sparse_ops.train.loop import outputs
 from sparse_ops.train.progress import Progress
@@ -21,6 +21,7 @@ from sparse_ops.train.run_folder import RunFolder
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 BATCH, THREADS, ROUNDS, SAMPLE_SECONDS = 64, 2, 31, 0.02
+MOST_IMAGES = 10_000  # of a test set, over which the networks are compared
 
 
 def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -28,7 +29,10 @@ def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder
 
     Everything runs on the CPU in float32, in inference mode, with 2 threads and batches of 64 test images.
     """
-    test = Batches(data.test, data, BATCH, device=torch.device("cpu"))
+    images: Any = data.test
+    if len(images) > MOST_IMAGES:  # evenly spread, since files come by class
+        images = images.take(torch.linspace(0, len(images) - 1, MOST_IMAGES).long())
+    test = batches_of(images, data, BATCH, device=torch.device("cpu"))
     example = next(test.plain())[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
@@ -55,7 +59,7 @@ def deploy(pruned: nn.Module, dense: nn.Module, data: DataSet, folder: RunFolder
         "zeros": zeros,
         "prunable": prunable,
         "layers": [layer | {"shape": list(layer["shape"])} for layer in table.to_dict()["layers"]],
-        "test_images": len(data.test),
+        "test_images": len(images),
         "machine": f"{info.processor()}, {os.cpu_count()} logical cores",
         "threads": {"layer_table": used, "networks": used},
         "omp_wait_policy": policy,

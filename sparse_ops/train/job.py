@@ -13,7 +13,7 @@ from torch import nn
 from sparse_ops import methods
 from sparse_ops.train import data as data_sets
 from sparse_ops.train import deploy, figures, method_table, networks, optimizers, run_folder, schedule
-from sparse_ops.train.augment import Augmentation, Batches, steps_per_epoch
+from sparse_ops.train.augment import Augmentation, Normalized, batches_of, steps_per_epoch
 from sparse_ops.train.data import DataSet
 from sparse_ops.train.dense import DenseTraining
 from sparse_ops.train.loop import Budget, Trainer
@@ -110,6 +110,9 @@ class Job:
             images=self.recipe.data.images,
             validation=self.recipe.data.validation,
             normalization=self.recipe.data.normalization,
+            resolution=self.recipe.data.resolution,
+            resize=self.recipe.data.resize,
+            workers=self.recipe.data.workers,
             download=self.options.download,
             report=lambda done, total: self.progress.bytes(f"downloading {self.recipe.data.name}", done, total),
         )
@@ -232,7 +235,8 @@ class Job:
     ) -> methods.Sparsifier:
         info = methods.get(name)
         if info.total_steps:
-            epochs = sum(value for key, value in arguments.items() if key.endswith("epochs"))
+            lengths = [value for key, value in arguments.items() if key.endswith("epochs")]
+            epochs = arguments.get("total_epochs") or sum(lengths)
             arguments = arguments | {
                 "total_steps": epochs * steps_per_epoch(len(data.train), self.recipe.data.batch_size)
             }
@@ -250,9 +254,9 @@ class Job:
         """The network to compare speed and size with; without a dense stage, one that was never trained."""
         return outcomes["dense"].model if "dense" in outcomes else self._network(data).eval()
 
-    def _batches(self, data: DataSet) -> tuple[Batches, Batches, Batches | None]:
+    def _batches(self, data: DataSet) -> tuple[Normalized, Normalized, Normalized | None]:
         """Those to train on, of the test set, and of the held-out images where there are any."""
-        batches = functools.partial(Batches, device=self.device, channels_last=self.recipe.training.channels_last)
+        batches = functools.partial(batches_of, device=self.device, channels_last=self.recipe.training.channels_last)
         augmentation = Augmentation(self.recipe.data.crop, self.recipe.data.flip)
         train = batches(data.train, data, self.recipe.data.batch_size, augmentation=augmentation)
         held_out = None if data.validation is None else batches(data.validation, data, EVALUATION_BATCH)

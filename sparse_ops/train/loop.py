@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_ops.train import figures, run_folder
-from sparse_ops.train.augment import Batches
+from sparse_ops.train.augment import Normalized
 from sparse_ops.train.progress import Progress, Record
 from sparse_ops.train.recipe import Recipe
 from sparse_ops.train.run_folder import RunFolder
@@ -61,8 +61,8 @@ class Trainer:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     method: Method
-    train: Batches
-    test: Batches
+    train: Normalized
+    test: Normalized
     recipe: Recipe
     folder: RunFolder
     progress: Progress
@@ -70,7 +70,7 @@ class Trainer:
     epoch: int = 0
     seconds: float = 0.0
     kept: dict[str, Any] | None = None  # magnitudes of the last epoch in which no weight was masked
-    validation: Batches | None = None
+    validation: Normalized | None = None
     selection: Selection = field(default_factory=Selection)
     learning_rate: LearningRate | None = None  # None: the method sets it
 
@@ -98,7 +98,7 @@ class Trainer:
         self.selection.best = state["best"]
         self.folder.truncate_metrics(state["metrics_size"])
 
-    def accuracy(self, batches: Batches) -> float:
+    def accuracy(self, batches: Normalized) -> float:
         """Share of right answers of the network as it is, without augmentation."""
         return accuracy(self.model, batches.plain(), self.recipe.training.precision)
 

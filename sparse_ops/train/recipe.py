@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ops.train import keys, method_table
-from sparse_ops.train.data import NORMALIZATIONS, SOURCES
+from sparse_ops.train.data import NAMES as DATA_SETS
+from sparse_ops.train.data import NORMALIZATIONS
 from sparse_ops.train.networks import check_name
 from sparse_ops.train.optimizers import ADAMW, NAMES, Optimizer
 from sparse_ops.train.schedule import KINDS, Schedule, scaled_lengths
@@ -19,7 +20,7 @@ from sparse_ops.train.selection import RULES
 
 @dataclass
 class Data:
-    """[data]: name (digits, cifar10, fashion_mnist), which training images, images per batch, augmentation."""
+    """[data]: name of a data set, which training images, images per batch, augmentation."""
 
     name: str
     images: int = 0  # train on so many, the first after a shuffle that is always the same; 0 is all
@@ -28,6 +29,9 @@ class Data:
     batch_size: int = 64
     crop: int = 0  # pixels of padding around the random crop
     flip: bool = False
+    resolution: int = 224  # this and the next two: of image files (imagenet), which are cropped at random by size
+    resize: int = 256  # the shorter side before the central crop of an evaluation
+    workers: int = 0  # threads that decode; 0: all
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Recipe:
     compare: dict[str, Any] = field(default_factory=dict)  # method -> its arguments in `sparse-ops compare`
 
     def __post_init__(self) -> None:
-        _one_of("data.name", self.data.name, SOURCES)
+        _one_of("data.name", self.data.name, DATA_SETS)
         check_name(self.network.name)
         _one_of("data.normalization", self.data.normalization, NORMALIZATIONS)
         _one_of("training.precision", self.training.precision, ("float32", "bfloat16"))
@@ -96,6 +100,9 @@ class Recipe:
             ("data.crop", self.data.crop, 0),
             ("data.images", self.data.images, 0),
             ("data.validation", self.data.validation, 0),
+            ("data.resolution", self.data.resolution, 1),
+            ("data.resize", self.data.resize, self.data.resolution),
+            ("data.workers", self.data.workers, 0),
             ("network.width", self.network.width, 0),
             ("network.stride", self.network.stride, 0),
             ("training.test_every", self.training.test_every, 1),
@@ -123,6 +130,8 @@ class Recipe:
         self.schedule.check()
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov is true, which needs optimizer.momentum above 0")
+        if self.data.name == "imagenet" and self.data.crop:
+            raise ValueError(f"data.crop is {self.data.crop}, but imagenet is cropped at random by size; leave it out")
         if self.training.select == "validation" and self.data.validation == 0:
             raise ValueError("training.select is 'validation', which needs data.validation above 0")
         if self.training.select == "test" and self.training.test_every != 1:
