@@ -15,9 +15,13 @@ OPTIMIZERS = {
     "ours adamw": lambda p: optim.AdamW(p, lr=3e-3, weight_decay=1e-2),
     "torch adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=1e-2),
 }
+GROWTH = {"update_every": 2, "stabilize_steps": 2, "d_lambda": 0.4, "tau": 1.0, "regularize_lr": 0.02}
 SHORT = {
     "art": {"pretrain_epochs": 1, "max_regularize_epochs": 3, "finetune_epochs": 2, "lambda_init": 1e-3, "eta": 2.0},
     "gmp": {"pretrain_epochs": 1, "prune_epochs": 3, "finetune_epochs": 2, "every": 3},
+    "greg1": {"pretrain_epochs": 2, "max_regularize_epochs": 3, "finetune_epochs": 2} | GROWTH,
+    "greg2": {"pretrain_epochs": 2, "max_regularize_epochs": 3, "finetune_epochs": 2, "d_pick": 0.03, "tau_pick": 0.06}
+    | GROWTH,
     "oneshot": {"pretrain_epochs": 2, "finetune_epochs": 3},
     "acdc": {
         "total_epochs": 7,
@@ -34,6 +38,8 @@ SHORT = {
 AT_ONCE = {
     "art": {"pretrain_epochs": 0, "max_regularize_epochs": 0, "finetune_epochs": 0},
     "gmp": {"pretrain_epochs": 0, "prune_epochs": 0, "finetune_epochs": 0},
+    "greg1": {"pretrain_epochs": 0, "max_regularize_epochs": 0, "finetune_epochs": 0},
+    "greg2": {"pretrain_epochs": 0, "max_regularize_epochs": 0, "finetune_epochs": 0},
     "oneshot": {"pretrain_epochs": 0, "finetune_epochs": 0},
     "acdc": {"total_epochs": 1, "warmup_epochs": 0, "last_dense_epochs": 0, "last_sparse_epochs": 1},
 }
@@ -47,7 +53,10 @@ def make(info, net, optimizer, **options):
         defaults = {p.name: p.default for p in inspect.signature(info.cls).parameters.values()}
         lengths = [value for key, value in (defaults | options).items() if key.endswith("epochs")]
         known = all(isinstance(value, int) for value in lengths)
-        options = {"total_steps": max(0, STEPS * sum(lengths)) if known else 0} | options
+        an_epoch = STEPS if any(key.endswith("epochs") for key in options) else 1000
+        options = {"total_steps": max(0, an_epoch * sum(lengths)) if known else 0} | options
+    if info.needs_trained:
+        options = {"pretrained": True} | options
     return info.cls(net, optimizer, **options)
 
 

@@ -4,6 +4,7 @@ from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.collapse import CollapseWarning
 from sparse_ops.methods.gmp import GMP
+from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.registry import MethodInfo, get, names
 from sparse_ops.methods.rigl import SET, RigL
@@ -15,6 +16,8 @@ __all__ = [
     "GMP",
     "SET",
     "CollapseWarning",
+    "GReg",
+    "GReg2",
     "MethodInfo",
     "OneShot",
     "PhaseChange",

@@ -103,6 +103,45 @@ class Budget:
         return [_share(z, w.numel()) for z, w in zip(zeros, weights.values(), strict=True)]
 
 
+@dataclass(frozen=True)
+class LayerRatios(Budget):
+    """GReg's: each weight is a row of the sweep, and count="ceil" counts layer by layer, unless scope says otherwise.
+
+    A layer of n weights then loses min(ceil(sparsity n), n - min_nonzeros), and keeps one in any case.
+    """
+
+    def _by_layer(self, sizes: Sequence[int], layers: Sequence[float] | None) -> list[int] | None:
+        """The zeros of each layer where it counts on its own."""
+        if self.count != "ceil" or (layers is None and self.scope != "uniform"):
+            return None
+        ratios = [float(self.sparsity)] * len(sizes) if layers is None else layers  # type: ignore[arg-type]
+        kept = max(1, self.min_nonzeros)
+        return [max(0, min(math.ceil(s * n), n - kept)) for n, s in zip(sizes, ratios, strict=True)]
+
+    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, PackedMask]:
+        """The masks with the budget's zeros at the smallest magnitudes of these weights; {} for a budget of none."""
+        zeros = self._by_layer([w.numel() for w in weights.values()], self.per_layer(list(weights)))
+        if zeros is None:
+            return super().masks(weights)
+        if not any(zeros):
+            return {}
+        shares = [z / max(1, w.numel()) for z, w in zip(zeros, weights.values(), strict=True)]
+        return dict(zip(weights, masks.magnitude_mask(weights.values(), shares), strict=True))
+
+    def scopes(self, weights: Mapping[str, Tensor]) -> list[int]:
+        """The sweep's row of each weight: its own."""
+        return list(range(len(weights)))
+
+    def tracked(self, weights: Mapping[str, Tensor]) -> list[float]:
+        """The sparsity of each of the sweep's rows; under a global budget that of all."""
+        found = super().tracked(weights)
+        return found if len(found) == len(weights) else found * len(weights)
+
+    def _zeros(self, sizes: Sequence[int], layers: Sequence[float] | None) -> int:
+        zeros = self._by_layer(sizes, layers)
+        return super()._zeros(sizes, layers) if zeros is None else sum(zeros)
+
+
 def _share(zeros: int, n: int) -> float:
     """The smallest sparsity whose rank floor(kappa n) + 1 is zeros + 1."""
     kappa = zeros / n

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.gmp import GMP
+from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.rigl import SET, RigL
 from sparse_ops.methods.updater import Sparsifier
@@ -19,7 +20,8 @@ class MethodInfo:
     state is 0 too. needs_evaluate: `end_epoch` needs `evaluate`. fixed_length: the number of epochs is known before.
     total_steps: the constructor takes total_steps=, the number of optimiser steps in the whole run. starts_dense:
     nothing is masked yet when the constructor returns, unless its first phases are empty. live_zeros: weights that no
-    mask prunes may be zero too, having grown and not moved since.
+    mask prunes may be zero too, having grown and not moved since. needs_trained: it refuses a
+    network that it shall not train first, unless told pretrained=True.
     """
 
     name: str
@@ -33,8 +35,10 @@ class MethodInfo:
     total_steps: bool = False
     starts_dense: bool = True
     live_zeros: bool = False
+    needs_trained: bool = False
 
 
+_GREG = "Wang, Qin, Zhang, Fu: Neural Pruning via Growing Regularization, ICLR 2021, arXiv 2012.09243"
 _METHODS = (
     MethodInfo(
         "art",
@@ -52,6 +56,22 @@ _METHODS = (
         "workshop, arXiv 1710.01878",
         "pruning by magnitude step by step while the network trains, along a cubic",
         total_steps=True,
+    ),
+    MethodInfo(
+        "greg1",
+        GReg,
+        _GREG,
+        "an L2 penalty that grows on the smallest weights of a trained network until they are gone",
+        total_steps=True,
+        needs_trained=True,
+    ),
+    MethodInfo(
+        "greg2",
+        GReg2,
+        _GREG,
+        "the same on weights that are chosen by how they answer to a growing penalty on all",
+        total_steps=True,
+        needs_trained=True,
     ),
     MethodInfo(
         "oneshot",

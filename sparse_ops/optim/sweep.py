@@ -159,6 +159,11 @@ class Sweep:
         """For growing_l2: strength where the bit is 1, kept strength where it is 0."""
         self._groups = self._packed("group", groups)
 
+    @property
+    def groups(self) -> dict[str, PackedMask]:
+        """Name -> group bits, as `set_groups` was given them."""
+        return dict(self._groups.masks)
+
     def _packed(self, what: str, masks: Mapping[str, PackedMask]) -> PackedBits:
         self._operands.clear()
         return PackedBits(what, {name: w.shape for name, w in self.weights.items()}, masks)

@@ -8,7 +8,7 @@ from typing import Any
 from sparse_ops import methods
 from sparse_ops.train import keys
 
-_NOT_IN_A_RECIPE = ("model", "optimizer", "total_steps")  # made of the rest of the recipe
+_NOT_IN_A_RECIPE = ("model", "optimizer", "total_steps", "variant")  # follow from the rest of the recipe
 SHARED = ("sparsity", "prunable", "exclude")  # what a comparison gives every method alike
 _REQUIRED = inspect.Parameter.empty
 

@@ -1,0 +1,268 @@
+"""GReg-1 and GReg-2: an L2 penalty that grows on the weights to be pruned until nothing is left of them.
+
+Wang, Qin, Zhang, Fu: Neural Pruning via Growing Regularization, ICLR 2021, arXiv 2012.09243; for single weights.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from sparse_ops.masks import Count, PackedMask, Scope
+from sparse_ops.methods import collapse
+from sparse_ops.methods.budget import LayerRatios, Sparsity
+from sparse_ops.methods.growth import Growth
+from sparse_ops.methods.schedules import phase_steps, steps_at_half_and_three_quarters
+from sparse_ops.methods.updater import Evaluate, Sparsifier, epochs
+from sparse_ops.optim.hooks import reset_state
+from sparse_ops.prunable import Filters
+
+KEPT_BY_THE_CODE = -1e-4
+
+
+class GReg(Sparsifier):
+    """Growing regularisation, of a trained network.
+
+    pretrain: `pretrain_epochs` dense epochs; 0 needs pretrained=True. regularize: with a cleared optimiser and the
+    constant learning rate `regularize_lr`, each step adds lambda * w to the gradient, and lambda grows before the first
+    step and after every `update_every` steps. GReg-1 chooses the weights to be pruned when the phase begins, by
+    magnitude, and lambda grows by `d_lambda` on them alone. GReg-2 lets lambda grow by `d_pick` on all weights until it
+    is at least `tau_pick`, and chooses then; from the next growth on that of the chosen ones goes on by `d_lambda`, and
+    the kept ones have a negative constant. When lambda exceeds `tau` it stays, the step that follows and
+    `stabilize_steps` more are taken, and the epoch in which these end is the phase's last, as is the epoch
+    `max_regularize_epochs`. finetune: the chosen weights are pruned, the optimiser is cleared; learning rate
+    `finetune_lr`, times 0.1 at half and at three quarters of `finetune_epochs`.
+
+    variant: 1 or 2. kept: "paper", minus the weight decay of the weight's parameter group, or "code", -1e-4.
+    total_steps: the optimiser steps of the whole run, 0 where they are not known; with it a phase that is too short is
+    an error here instead of a warning after its first epoch, and the run's length is known. fit: scale the growth to
+    max_regularize_epochs, see `Growth.fitted`; needs total_steps. Learning rates are those of the first parameter
+    group, the others keep their proportion. scope: sparsity is that of each layer; with count="ceil" a layer of n
+    weights loses min(ceil(sparsity n), n - 1), as the authors count. The other arguments are those of `Sparsifier`.
+    """
+
+    name = "greg1"
+    budget_type = LayerRatios
+    works_in_steps = True
+    own_variant: ClassVar[Literal[1, 2]] = 1
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sparsity: Sparsity,
+        pretrain_epochs: int = 0,
+        max_regularize_epochs: int = 300,
+        finetune_epochs: int = 120,
+        *,
+        pretrained: bool = False,
+        variant: Literal[1, 2] | None = None,
+        total_steps: int = 0,
+        fit: bool = False,
+        update_every: int = 10,
+        stabilize_steps: int = 10000,
+        d_lambda: float = 1e-4,
+        tau: float = 1.0,
+        d_pick: float = 1e-5,
+        tau_pick: float = 1e-2,
+        kept: Literal["paper", "code"] = "paper",
+        regularize_lr: float = 1e-3,
+        finetune_lr: float = 1e-2,
+        prunable: Filters = None,
+        exclude: Filters = None,
+        scope: Scope = "uniform",
+        count: Count = "nearest",
+        min_nonzeros: int = 0,
+        lr: Literal["method", "user"] = "method",
+        strict: bool = False,
+        check: bool = False,
+    ) -> None:
+        lengths = [pretrain_epochs, max_regularize_epochs, finetune_epochs]
+        names = ("pretrain_epochs", "max_regularize_epochs", "finetune_epochs")
+        epochs(
+            "GReg", **dict(zip(names, lengths, strict=True)), update_every=update_every, stabilize_steps=stabilize_steps
+        )
+        self.variant = self.own_variant if variant is None else variant
+        if self.variant not in (1, 2):
+            raise ValueError(f"GReg: variant is {variant!r}; it may be 1 or 2")
+        self.name = f"greg{self.variant}"
+        if pretrain_epochs == 0 and not pretrained:
+            raise ValueError(
+                "GReg: it prunes a trained network: give pretrained=True if this one is, or train it here first, for "
+                f"pretrain_epochs (now {pretrain_epochs})"
+            )
+        for name, value in {
+            "update_every": update_every,
+            "d_lambda": d_lambda,
+            "tau": tau,
+            "d_pick": d_pick,
+            "tau_pick": tau_pick,
+            "regularize_lr": regularize_lr,
+            "finetune_lr": finetune_lr,
+        }.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"GReg: {name} is {value!r}, expected a finite number > 0")
+        if kept not in ("paper", "code"):
+            raise ValueError(f"GReg: kept is {kept!r}; it may be 'paper' or 'code'")
+        self.kept, self.rates = kept, {"regularize": regularize_lr, "finetune": finetune_lr}
+        picking = (d_pick, tau_pick) if self.variant == 2 else ()
+        self.growth = Growth(update_every, stabilize_steps, d_lambda, tau, *picking)
+        if fit and not total_steps:
+            raise ValueError("GReg: fit needs total_steps, the number of optimiser steps in the whole run")
+        if total_steps:
+            lengths[1] = self._check_length(phase_steps("GReg", total_steps, lengths)[1], lengths[1], fit)
+        self._length_known = total_steps > 0
+        self._began, self._strength, self._grown_at = (
+            0,
+            0.0,
+            -1,
+        )  # steps before the phase; lambda; the last growth's step
+        super().__init__(
+            model,
+            optimizer,
+            sparsity,
+            list(zip(("pretrain", "regularize", "finetune"), lengths, strict=True)),
+            prunable=prunable,
+            exclude=exclude,
+            scope="global" if isinstance(sparsity, Mapping) and scope == "uniform" else scope,
+            count=count,
+            min_nonzeros=min_nonzeros,
+            lr=lr,
+            strict=strict,
+            check=check,
+        )
+        self._start()
+
+    @classmethod
+    def for_epochs(cls, epochs: int) -> dict[str, int]:
+        """A third of the epochs dense and a fifth fine-tuning, as on CIFAR-10, the rest with the penalty, fitted."""
+        pretrain, finetune = min(epochs, max(1, epochs // 3)), epochs // 5
+        lengths = {"pretrain_epochs": pretrain, "max_regularize_epochs": epochs - pretrain - finetune}
+        return lengths | {"finetune_epochs": finetune, "fit": True}
+
+    @property
+    def lr_factor(self) -> float:
+        """What the method multiplies the initial learning rate with in the coming epoch.
+
+        While training dense and while fine-tuning times 0.1 at half and at three quarters of the phase.
+        """
+        constant = self.phase not in ("pretrain", "finetune")
+        steps = 1.0 if constant else steps_at_half_and_three_quarters(self.phase_epoch, self.phase_epochs)
+        rate = self.rates.get(self.phase)
+        return steps if rate is None or self._base_lrs[0] == 0 else steps * rate / self._base_lrs[0]
+
+    def _check_length(self, steps: int, epochs: int, fit: bool) -> int:
+        """Fit the growth to the phase, or compare them; the epochs that the phase takes."""
+        if epochs == 0:
+            return 0
+        if fit:
+            self.growth = self.growth.fitted(steps)
+        growth = self.growth
+        if growth.steps() > steps:
+            raise ValueError(
+                f"GReg: max_regularize_epochs is {epochs}, which is {steps:,} steps, but lambda exceeds tau = "
+                f"{growth.tau:g} only after {growth.grown_after():,} ({sum(growth.counts):,} growths, update_every = "
+                f"{growth.every}), and stabilize_steps = {growth.stabilize_steps:,} follow; fit=True scales them"
+            )
+        return math.ceil(growth.steps() * epochs / steps)
+
+    def _enter(self, phase: str) -> None:
+        if phase == "regularize":
+            reset_state(self.optimizer)
+            self._began = self.sweep.steps
+            if self.variant == 1:
+                self._choose()
+            self._grow(0)
+        elif phase == "finetune":
+            self.sweep.set_penalty("none")
+            if not self.sweep.groups:
+                self._choose()
+            masks = {name: _inverse(chosen) for name, chosen in self.sweep.groups.items()}
+            self.sweep.set_groups({})
+            self._prune(masks)
+
+    def _choose(self) -> None:
+        """The smallest magnitudes are the weights to be pruned, from now on."""
+        masks = self.budget.masks(self.weights)
+        if self.strict:
+            collapse.guard(self._title, masks, strict=True)
+        self.sweep.set_groups({name: _inverse(mask) for name, mask in masks.items()})
+
+    def _grow(self, taken: int) -> None:
+        """Before the phase's step with this number, from 0: let lambda grow once."""
+        picking = self.growth.picks(self._strength)
+        self._strength = self.growth.after(self._strength)
+        if picking:
+            kept = [self._strength] * len(self.weights)
+            if not self.growth.picks(self._strength):
+                self._choose()
+        else:
+            kept = self._kept_strengths()
+        felt = [float(share > 0) for share in self.budget.tracked(self.weights)]  # a layer that stays dense: nothing
+        strengths = [self._strength * layer for layer in felt]
+        self.sweep.set_penalty("growing_l2", strengths, [k * layer for k, layer in zip(kept, felt, strict=True)])
+        if self.growth.done(self._strength):
+            self._grown_at = taken
+
+    def _kept_strengths(self) -> list[float]:
+        if self.variant == 1:
+            return [0.0] * len(self.weights)
+        if self.kept == "code":
+            return [KEPT_BY_THE_CODE] * len(self.weights)
+        decay = {
+            id(p): group.get("weight_decay", 0.0) for group in self.optimizer.param_groups for p in group["params"]
+        }
+        return [-float(decay[id(w)]) for w in self.weights.values()]
+
+    def _after_step(self) -> None:
+        taken = self.sweep.steps - self._began
+        if self.phase == "regularize" and self._grown_at < 0 and taken % self.growth.every == 0:
+            self._grow(taken)
+
+    def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
+        if self.phase != "regularize":
+            return {}, None
+        growth, taken = self.growth, self.sweep.steps - self._began
+        if self._grown_at >= 0 and taken > self._grown_at + growth.stabilize_steps:
+            return {}, f"lambda has exceeded tau = {growth.tau:g}, and {growth.stabilize_steps} steps have followed"
+        if self.phase_epoch + 1 == self.phase_epochs:
+            return (
+                {},
+                f"its {self.phase_epochs} epochs are over, with lambda at {self._strength:g} of tau = {growth.tau:g}",
+            )
+        if self.phase_epoch == 0 and not self._length_known and taken * self.phase_epochs < growth.grown_after():
+            warnings.warn(
+                f"GReg: lambda exceeds tau = {growth.tau:g} after {growth.grown_after():,} steps, but with {taken} "
+                f"steps an epoch the {self.phase_epochs} max_regularize_epochs have {taken * self.phase_epochs:,}",
+                stacklevel=3,
+            )
+        return {}, None
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"variant": self.variant, "kept": self.kept} | {f"{name}_lr": rate for name, rate in self.rates.items()}
+        return dict(self.course) | asdict(self.growth) | own
+
+    def _method_state(self) -> dict[str, Any]:
+        progress = {"began": self._began, "strength": self._strength, "grown_at": self._grown_at}
+        return {"growth": asdict(self.growth)} | progress
+
+    def _load_method_state(self, state: dict[str, Any]) -> None:
+        for key, own in asdict(self.growth).items():
+            if state["growth"][key] != own:
+                raise ValueError(f"GReg: the checkpoint has {key} {state['growth'][key]}, here it is {own}")
+        self._began, self._strength, self._grown_at = state["began"], state["strength"], state["grown_at"]
+
+
+class GReg2(GReg):
+    """GReg with variant=2: which weights are pruned is chosen by how they answer to a growing penalty."""
+
+    name = "greg2"
+    own_variant = 2
+
+
+def _inverse(mask: PackedMask) -> PackedMask:
+    return PackedMask.from_dense(~mask.to_dense())
