@@ -15,7 +15,7 @@ class Growth:
     Picking: lambda += d_pick until it is at least tau_pick. Then lambda += d_lambda until it exceeds tau. With it as it
     is the step that follows and `stabilize_steps` more are taken. Sums are float32, as the authors' tensors are: 1e-4
     added 10,000 times exceeds 1, and 1e-5 takes 1001 additions to reach 1e-2; with other rounding it would be 10,001
-    and 1000.
+    and 1000. ValueError where an increment is less than a millionth of what it has to reach.
     """
 
     every: int
@@ -24,6 +24,11 @@ class Growth:
     tau: float
     d_pick: float = 0.0
     tau_pick: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, step, bound in (("d_pick", self.d_pick, "tau_pick"), ("d_lambda", self.d_lambda, "tau")):
+            if getattr(self, bound) > MOST * step:
+                raise ValueError(f"{name} is {step}: {bound} = {getattr(self, bound)} is more than a million of it")
 
     def picks(self, strength: float) -> bool:
         """Whether lambda still grows for all weights alike."""
@@ -39,11 +44,7 @@ class Growth:
 
     @functools.cached_property
     def counts(self) -> tuple[int, int]:
-        """How often lambda grows while picking, and after it. ValueError where that is more than a million times."""
-        for name, step, top in (("d_pick", self.d_pick, self.tau_pick), ("d_lambda", self.d_lambda, self.tau)):
-            if top > MOST * step:
-                bound = "tau_pick" if name == "d_pick" else "tau"
-                raise ValueError(f"{name} is {step}: {bound} = {top} is more than a million of it")
+        """How often lambda grows while picking, and after it."""
         strength, picking, growing = 0.0, 0, 0
         while self.picks(strength):
             strength, picking = self.after(strength), picking + 1
