@@ -46,7 +46,7 @@ class GReg(Sparsifier):
     """
 
     name = "greg1"
-    budget_type = LayerRatios
+    _budget_type = LayerRatios
     works_in_steps = True
     own_variant: ClassVar[Literal[1, 2]] = 1
 
@@ -56,7 +56,7 @@ class GReg(Sparsifier):
         optimizer: torch.optim.Optimizer,
         sparsity: Sparsity,
         pretrain_epochs: int = 0,
-        max_regularize_epochs: int = 300,
+        max_regularize_epochs: int = 310,
         finetune_epochs: int = 120,
         *,
         pretrained: bool = False,

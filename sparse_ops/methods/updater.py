@@ -53,7 +53,7 @@ class Sparsifier(ABC):
     """
 
     name: str  # of a class, but for a class of several variants
-    budget_type: ClassVar[type[Budget]] = Budget
+    _budget_type: ClassVar[type[Budget]] = Budget
     one_schedule: ClassVar[bool] = False  # one learning rate schedule over the whole run, whatever the phases
     works_in_steps: ClassVar[bool] = False  # `_before_step` and `_after_step` have something to do
 
@@ -79,7 +79,7 @@ class Sparsifier(ABC):
             raise ValueError(f"{self._title}: lr is {lr!r}; it may be 'method' or 'user'")
         self.model, self.optimizer, self.lr, self.strict = model, optimizer, lr, strict
         self.course = tuple(course)
-        self.budget = self.budget_type(sparsity, scope, count, min_nonzeros)
+        self.budget = self._budget_type(sparsity, scope, count, min_nonzeros)
         self.selection = select(model, prunable, exclude)
         self.weights: dict[str, nn.Parameter] = self.selection.parameters
         self.budget.check(self.weights)

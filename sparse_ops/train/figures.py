@@ -1,11 +1,14 @@
 """Numbers behind the report's pictures: magnitudes of the weights, density per layer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparse_ops.methods.budget import Budget
 from sparse_ops.ops.kth_magnitude import kth_magnitude
+from sparse_ops.prunable import select
 
 BINS_PER_DECADE, LOWEST, HIGHEST = 10, -10, 2  # decades of |w|
 
@@ -21,6 +24,14 @@ def count_zeros(model: nn.Module) -> tuple[int, int]:
     weights = list(prunable(model).values())
     total = sum(w.numel() for w in weights)
     return total - sum(int(w.count_nonzero()) for w in weights), total
+
+
+def share(model: nn.Module, method: Mapping[str, Any]) -> float:
+    """The sparsity of a recipe's method over all its weights, where the recipe gives it by layer too."""
+    if not isinstance(method["sparsity"], Mapping):
+        return float(method["sparsity"])
+    weights = select(model, method.get("prunable"), method.get("exclude")).parameters
+    return (Budget(method["sparsity"]).zeros(weights) or 0) / sum(w.numel() for w in weights.values())
 
 
 def magnitudes(model: nn.Module, sparsity: float) -> dict[str, Any]:

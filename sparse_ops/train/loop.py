@@ -126,7 +126,7 @@ class Trainer:
         phase, lr = self.method.phase, self.optimizer.param_groups[0]["lr"]
         metrics = self.method.metrics()  # of the epoch that ends here, as is the test accuracy: end_epoch may prune
         if phase != FINETUNE and not metrics.get("sparsity"):
-            self.kept = figures.magnitudes(self.model, self.recipe.method["sparsity"])
+            self.kept = figures.magnitudes(self.model, figures.share(self.model, self.recipe.method))
         looks = (self.epoch + 1) % self.recipe.training.test_every == 0
         test_accuracy = self.accuracy(self.test) if looks else None
         validation_accuracy = None if self.validation is None else self.accuracy(self.validation)

@@ -321,7 +321,7 @@ def test_for_epochs():
         ({"stabilize_steps": -1}, ValueError, "stabilize_steps is -1"),
         ({"regularize_lr": -1.0}, ValueError, "regularize_lr is -1.0"),
         ({"d_lambda": 1e-9}, ValueError, "d_lambda is 1e-09: tau = 0.3 is more than a million of it"),
-        ({"total_steps": 3}, ValueError, "total_steps is 3, less than one in each of the 420 epochs"),
+        ({"total_steps": 3}, ValueError, "total_steps is 3, less than one in each of the 430 epochs"),
     ],
 )
 def test_what_it_refuses(options, error, message):

@@ -221,3 +221,17 @@ def test_errors_come_before_training(tmp_path, change, options, message):
         job(tmp_path / "run", TABLE | change, **{"data_dir": tmp_path, **options}).run()
     assert message in str(error.value)
     assert not (tmp_path / "run" / run_folder.METRICS).exists()
+
+
+def test_a_method_that_counts_steps_with_sparsities_by_layer(tmp_path):
+    """12 steps an epoch: the penalty's phase fits itself to the 24 of its two epochs."""
+    lengths = {"pretrain_epochs": 1, "max_regularize_epochs": 2, "finetune_epochs": 1, "fit": True}
+    method = {"name": "greg2", "sparsity": {"4": 0.5, "*": 0.9}, **lengths}
+    summary = job(tmp_path / "run", SHORT | {"method": method}).run()
+    assert summary["epochs"] == 4 and summary["zeros"] < 0.9 * summary["prunable"]
+    lines = (tmp_path / "run" / run_folder.METRICS).read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["phase"] for r in records] == ["pretrain", "regularize", "regularize", "finetune"]
+    assert records[2]["lambda"] > 1.0 and records[1]["lr"] == 1e-3
+    with pytest.raises(ValueError, match=r"method.max_regularize_epochs is 2, which is 24 steps, but lambda"):
+        job(tmp_path / "long", SHORT | {"method": method | {"fit": False}}).run()
