@@ -83,6 +83,12 @@ def clean(name: str) -> str:
     return name
 
 
+def plain(name: str) -> str:
+    """`0.weight` for `0.parametrizations.weight.original`, the same for any other name."""
+    head, found, tail = name.rpartition("parametrizations.")
+    return head + tail.removesuffix(".original") if found and tail.endswith(".original") else name
+
+
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter once, under its cleaned name (the full name where two would become equal)."""
     rename = _namer(model)

@@ -34,6 +34,7 @@ SHORT = {
     "rigl": {"total_epochs": 5, "delta_t": 3, "alpha": 0.5},
     "set": {"total_epochs": 5, "delta_t": 3, "alpha": 0.5},
 }
+SHORT["str"] = {"epochs": 4, "initial_threshold": -3.0, "threshold_decay": 0.05}
 # Of methods that can: settings with which the constructor prunes by magnitude, and the run is short from there.
 AT_ONCE = {
     "art": {"pretrain_epochs": 0, "max_regularize_epochs": 0, "finetune_epochs": 0},
@@ -107,7 +108,7 @@ class Run:
         return self
 
     def zeros(self):
-        return {name: w.detach() == 0 for name, w in self.method.weights.items()}
+        return {name: w.detach() == 0 for name, w in self.method._effective().items()}
 
 
 def check_zeros(run, info):
@@ -116,11 +117,11 @@ def check_zeros(run, info):
     if info.exact_budget and run.method.finished:
         assert sum(m.zeros for m in masks.values()) == math.floor(SPARSITY * run.method.selection.numel + 0.5)
     for name, mask in masks.items():
-        weight, dead = run.method.weights[name], ~mask.to_dense()
+        parameter, weight, dead = run.method.weights[name], run.method._effective()[name], ~mask.to_dense()
         assert weight.detach()[dead].count_nonzero() == 0
         assert info.live_zeros or torch.equal(weight.detach() == 0, dead)
         if info.masked_state_zero and run.optimizer.state:
-            tensors = [t for t in run.optimizer.state[weight].values() if t.shape == weight.shape]
+            tensors = [t for t in run.optimizer.state[parameter].values() if t.shape == weight.shape]
             assert tensors
             assert all(t[dead].count_nonzero() == 0 for t in tensors)
 

@@ -8,6 +8,7 @@ from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.registry import MethodInfo, get, names
 from sparse_ops.methods.rigl import SET, RigL
+from sparse_ops.methods.soft_threshold_str import STR
 from sparse_ops.methods.updater import PhaseChange, Sparsifier
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ART",
     "GMP",
     "SET",
+    "STR",
     "CollapseWarning",
     "GReg",
     "GReg2",

@@ -11,7 +11,7 @@ class CollapseWarning(UserWarning):
     """A mask leaves a layer, or all inputs of some of its outputs, without any weight."""
 
 
-_REMEDY = "min_nonzeros= keeps layers alive, as does a lower sparsity"
+REMEDY = "min_nonzeros= keeps layers alive, as does a lower sparsity"
 
 
 def without_weights(masks: Mapping[str, PackedMask]) -> dict[str, tuple[int, int]]:
@@ -26,7 +26,12 @@ def without_weights(masks: Mapping[str, PackedMask]) -> dict[str, tuple[int, int
 
 
 def guard(
-    method: str, masks: Mapping[str, PackedMask], strict: bool, known: Collection[str] = (), last: bool = True
+    method: str,
+    masks: Mapping[str, PackedMask],
+    strict: bool,
+    known: Collection[str] = (),
+    last: bool = True,
+    remedy: str = REMEDY,
 ) -> list[str]:
     """A CollapseWarning for layers without any weight, one for outputs that lose their last; ValueError if strict.
 
@@ -44,19 +49,19 @@ def guard(
         subject, around = ("they give", "them") if len(layers) > 1 else ("it gives", "it")
         messages.append(
             f"{method}: no weight survives in {', '.join(layers)}: {subject} the same output for any input, and so "
-            f"does the whole network unless a path leads around {around}; {_REMEDY}"
+            f"does the whole network unless a path leads around {around}; {remedy}"
         )
     if outputs:
         usual = "single ones are usual at high sparsity"
-        messages.append(f"{method}: some outputs lose all their inputs: {', '.join(outputs)}; {usual}; {_REMEDY}")
+        messages.append(f"{method}: some outputs lose all their inputs: {', '.join(outputs)}; {usual}; {remedy}")
     if strict and messages:
         raise ValueError("\n".join(messages))
     for message in messages:
-        warnings.warn(message, CollapseWarning, stacklevel=_outside())
+        warnings.warn(message, CollapseWarning, stacklevel=outside())
     return dead_layers
 
 
-def _outside() -> int:
+def outside() -> int:
     """The stacklevel, for the function that calls this, of the nearest caller outside of this package and torch."""
     inside = (__name__.partition(".")[0], "torch")  # torch's step calls a method that prunes between two epochs
     frame, level = inspect.currentframe(), 0

@@ -9,6 +9,7 @@ from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.rigl import SET, RigL
+from sparse_ops.methods.soft_threshold_str import STR
 from sparse_ops.methods.updater import Sparsifier
 
 
@@ -21,7 +22,9 @@ class MethodInfo:
     total_steps: the constructor takes total_steps=, the number of optimiser steps in the whole run. starts_dense:
     nothing is masked yet when the constructor returns, unless its first phases are empty. live_zeros: weights that no
     mask prunes may be zero too, having grown and not moved since. needs_trained: it refuses a
-    network that it shall not train first, unless told pretrained=True.
+    network that it shall not train first, unless told pretrained=True. reparametrized: until `finalize` the weights in
+    use are functions of the model's Parameters and of trained thresholds; training decides where and, unless a
+    controller steers it, how many zeros there are.
     """
 
     name: str
@@ -36,6 +39,7 @@ class MethodInfo:
     starts_dense: bool = True
     live_zeros: bool = False
     needs_trained: bool = False
+    reparametrized: bool = False
 
 
 _GREG = "Wang, Qin, Zhang, Fu: Neural Pruning via Growing Regularization, ICLR 2021, arXiv 2012.09243"
@@ -106,6 +110,18 @@ _METHODS = (
         total_steps=True,
         starts_dense=False,
         live_zeros=True,
+    ),
+    MethodInfo(
+        "str",
+        STR,
+        "Kusupati, Ramanujan, Somani, Wortsman, Jain, Kakade, Farhadi: Soft Threshold Weight Reparameterization for "
+        "Learnable Sparsity, ICML 2020, arXiv 2002.03231",
+        "a threshold for each layer, trained with the weights that it shrinks",
+        exact_budget=False,
+        masked_state_zero=False,
+        total_steps=True,
+        starts_dense=False,
+        reparametrized=True,
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,7 @@ from sparse_ops.methods import collapse
 from sparse_ops.methods.budget import Budget, Sparsity
 from sparse_ops.methods.report import Report
 from sparse_ops.methods.schedules import half_cosine, steps_at_half_and_three_quarters
-from sparse_ops.optim.hooks import attach, reset_state
+from sparse_ops.optim.hooks import attach, check_free, reset_state
 from sparse_ops.optim.snapshot import apply_masks
 from sparse_ops.optim.sweep import StepHooks, Sweep
 from sparse_ops.prunable import Filters, select
@@ -77,6 +77,7 @@ class Sparsifier(ABC):
             raise TypeError(f"{self._title}: the model is {type(model).__name__}, expected a torch.nn.Module")
         if lr not in ("method", "user"):
             raise ValueError(f"{self._title}: lr is {lr!r}; it may be 'method' or 'user'")
+        check_free(optimizer)
         self.model, self.optimizer, self.lr, self.strict = model, optimizer, lr, strict
         self.course = tuple(course)
         self.budget = self._budget_type(sparsity, scope, count, min_nonzeros)
@@ -108,7 +109,7 @@ class Sparsifier(ABC):
             self._advance_while_over()
             self._set_lr(begins=False)
         except Exception:
-            self._attachment.detach()
+            self.detach()
             raise
 
     # What a method defines
@@ -259,8 +260,14 @@ class Sparsifier(ABC):
         A row's lr_factor is None where lr="user", since nothing was multiplied with it.
         """
         settings = asdict(self.budget) | self._settings()
-        layers = planning.sparsity_report(self.model, self.selection)
+        in_use = self._effective()
+        weights = tuple(replace(w, parameter=nn.Parameter(in_use[w.name], False)) for w in self.selection.weights)
+        layers = planning.sparsity_report(self.model, replace(self.selection, weights=weights))
         return Report(self.name, settings, [dict(row) for row in self._history], layers)
+
+    def _effective(self) -> Mapping[str, Tensor]:
+        """Name -> the weight that the model computes with: its parameter, unless a method reparametrizes it."""
+        return self.weights
 
     def _settings(self) -> dict[str, Any]:
         """The method's own arguments, for the report."""

@@ -93,6 +93,14 @@ class Attachment:
         self.sweep.finish()
 
 
+def check_free(optimizer: torch.optim.Optimizer) -> None:
+    """ValueError where the optimiser has a sweep already."""
+    if getattr(optimizer, _MARK, None) is not None:
+        raise ValueError(
+            f"this {type(optimizer).__name__} has a sparsifier already; call its finalize() before starting another"
+        )
+
+
 def attach(optimizer: torch.optim.Optimizer, sweep: Sweep) -> Attachment:
     """Put a sweep on an optimiser that updates all of the sweep's weights.
 
@@ -103,10 +111,7 @@ def attach(optimizer: torch.optim.Optimizer, sweep: Sweep) -> Attachment:
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"the optimizer is {type(optimizer).__name__}, expected a torch.optim.Optimizer")
-    if getattr(optimizer, _MARK, None) is not None:
-        raise ValueError(
-            f"this {type(optimizer).__name__} has a sparsifier already; call its finalize() before starting another"
-        )
+    check_free(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, w in sweep.weights.items() if id(w) not in held]
     if missing:

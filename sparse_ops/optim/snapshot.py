@@ -97,9 +97,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def apply_masks(model: nn.Module, masks: Mapping[str, PackedMask]) -> None:
     """Zero what the masks prune in another model of the same architecture (an average, a copy).
 
-    Names are compared without `module.` and `_orig_mod.`. ValueError for a name that the model lacks or another shape.
+    Names are compared without `module.` and `_orig_mod.`, those of parametrized weights without their parametrization.
+    ValueError for a name that the model lacks or another shape.
     """
-    parameters = prunable.named_parameters(model)
+    parameters = {prunable.plain(name): p for name, p in prunable.named_parameters(model).items()}
     shapes = {name: p.shape for name, p in parameters.items()}
     missing = [name for name in masks if name not in shapes]
     if missing:

@@ -208,6 +208,11 @@ class Sweep:
         """The penalty that the coming update has still to add: none where `add_penalty_grad_` has added it."""
         return "none" if self._added else self.penalty
 
+    @property
+    def added(self) -> bool:
+        """True where `add_penalty_grad_` has brought the penalty into the gradients that the coming step will take."""
+        return self._added
+
     def observe(self, without: Sequence[Tensor] = ()) -> None:
         """Masks and statistics of all weights but those that the optimiser's own sweep has covered."""
         covered = set(map(id, without))

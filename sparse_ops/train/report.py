@@ -75,11 +75,6 @@ def _write(folder: RunFolder, plots: Any) -> Path:
             f"{SELECTED[_rule(summary)]} " + _oneshot(summary) + _folds(summary),
             plots.training(curves, title),
         ),
-        _section(
-            "Magnitudes",
-            "All prunable weights, before any of them is set to zero: left of the threshold is what the budget prunes.",
-            plots.magnitudes(histograms, title),
-        ),
         _section("Density per layer", "What is left in each layer.", plots.density(figures["density"], budget)),
         _section(
             "Cost",
@@ -89,6 +84,11 @@ def _write(folder: RunFolder, plots: Any) -> Path:
             plots.cost(summary),
         ),
     ]
+    if histograms:  # none of a method that is sparse from the first epoch on, where no dense network was trained
+        text = (
+            "All prunable weights, before any of them is set to zero: left of the threshold is what the budget prunes."
+        )
+        sections.insert(1, _section("Magnitudes", text, plots.magnitudes(histograms, title)))
     page = PAGE.format(
         title=html.escape(f"{title}: {summary['recipe']['network']['name']} on {summary['recipe']['data']['name']}"),
         sentence=html.escape(sentence(summary)),

@@ -12,8 +12,12 @@ from small_networks import NETWORKS, batches
 from torch import nn
 
 from sparse_ops import methods
+from sparse_ops.prunable import plain
 
-pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning"),
+    pytest.mark.filterwarnings("ignore:.* were wanted; the controller ended:UserWarning"),  # in so few steps
+]
 
 
 @pytest.fixture(params=methods.names())
@@ -158,6 +162,7 @@ def test_the_method_s_learning_rate(info, make_optimizer):
 def test_a_group_added_later_has_its_own_learning_rate(info):
     run = Run(info, OPTIMIZERS["torch sgd"])
     base = run.optimizer.param_groups[0]["lr"]
+    own = len(run.optimizer.param_groups)  # a method may have added one
     late = nn.Parameter(torch.zeros(3))
     run.epoch()
     run.optimizer.add_param_group({"params": [late], "lr": 0.5})
@@ -165,10 +170,10 @@ def test_a_group_added_later_has_its_own_learning_rate(info):
     while not run.method.finished:
         rates = [group["lr"] for group in run.optimizer.param_groups]
         factor = run.method.lr_factor
-        assert rates == pytest.approx([base * factor, 0.5 * factor])
+        assert rates == pytest.approx([base * factor] * own + [0.5 * factor])
         run.epoch()
     assert factor < 1
-    assert run.method.state_dict()["base_lrs"] == [base, 0.5]
+    assert run.method.state_dict()["base_lrs"] == [base] * own + [0.5]
 
 
 def test_an_average_of_the_weights_is_masked_by_name(info):
@@ -181,10 +186,13 @@ def test_an_average_of_the_weights_is_masked_by_name(info):
 
     run.finish(step)
     run.method.apply_masks_(ema)
-    for (_, p), (name, _) in zip(ema.module.named_parameters(), run.net.named_parameters(), strict=True):
-        if name in run.method.masks:
-            dead = ~run.method.masks[name].to_dense()
+    masks, seen = run.method.masks, 0
+    for (_, p), name in zip(ema.module.named_parameters(), map(plain, dict(run.net.named_parameters())), strict=True):
+        if name in masks:
+            dead = ~masks[name].to_dense()
             assert torch.equal((p == 0) & dead, dead) and (info.live_zeros or torch.equal(p == 0, dead))
+            seen += 1
+    assert seen == len(masks) > 0
     with pytest.raises(ValueError, match=r"Linear has no parameter 0.weight"):
         run.method.apply_masks_(nn.Linear(2, 2))
 
@@ -216,7 +224,7 @@ def test_wrapped_models(info, wrap):
     plain = Run(info, OPTIMIZERS["ours sgd"]).finish()
     assert list(run.method.masks) == list(plain.method.masks) == ["0.weight", "5.weight", "7.weight"]
     assert run.method.finalize() is wrapped
-    for p, q in zip(net.parameters(), plain.net.parameters(), strict=True):
+    for p, q in zip(net.parameters(), plain.method.finalize().parameters(), strict=True):
         assert (p - q).norm() <= 1e-4 * q.norm()
 
 
@@ -236,6 +244,8 @@ def test_closures(info):
 
 @pytest.mark.parametrize("scope", ["uniform", "erk"])
 def test_layer_budgets(info, scope):
+    if not info.exact_budget:
+        pytest.skip(f"{info.name} has no budget for each layer")
     run = Run(info, OPTIMIZERS["ours sgd"], scope=scope, check=True).finish()
     check_zeros(run, info)
     shares = [m.zeros / m.numel for m in run.method.masks.values()]
@@ -243,6 +253,8 @@ def test_layer_budgets(info, scope):
 
 
 def test_layer_sparsities_by_name(info):
+    if not info.exact_budget:
+        pytest.skip(f"{info.name} has no budget for each layer")
     wanted = {"0": 0.0, "7.weight": 0.5, "*": 0.9}
     run = Run(info, OPTIMIZERS["torch adamw"], sparsity=wanted).finish()
     shares = {name: mask.zeros / mask.numel for name, mask in run.method.masks.items()}
@@ -255,6 +267,8 @@ def test_finalize_early_and_a_budget_of_none(info):
     run.epoch()
     run.method.finalize()
     check_zeros(run, info)
+    if not info.exact_budget:
+        return
     none = Run(info, OPTIMIZERS["torch sgd"], sparsity=0.0).finish()
     assert none.method.finalize() is none.net and none.method.masks == {}
 
@@ -312,7 +326,7 @@ def test_metrics_are_those_of_the_last_step_until_the_next(info):
         for x, y in batches("cnn", 2, run.number):
             run.step(x, y)
         sweep, last = run.method.sweep, run.method.metrics()
-        assert ("lambda" in last) == (sweep.penalty != "none")
+        assert ("lambda" in last) == (sweep.penalty != "none" or info.reparametrized)
         assert any(key.startswith("threshold") for key in last) == any(sweep.ranks)
         run.number += 1
         run.method.end_epoch(lambda model: 0.5, train_accuracy=0.9)
@@ -320,6 +334,7 @@ def test_metrics_are_those_of_the_last_step_until_the_next(info):
         after = last | {"sparsity": zeros / run.method.selection.numel}
         assert run.method.metrics() == after
         resumed = Run(info, OPTIMIZERS["ours sgd"])
+        resumed.net.load_state_dict(run.net.state_dict())
         resumed.method.load_state_dict(copy.deepcopy(run.method.state_dict()))
         assert resumed.method.metrics() == after
     run.method.finalize()

@@ -122,6 +122,8 @@ def test_without_rivals(run):
     (run / run_folder.METRICS).write_text("\n".join(lines) + "\n")
     page = report.write(run.path).read_text()
     assert "against 99.44 % dense" not in page and page.count("<svg") == 4
+    run.write_json(run_folder.FIGURES, figures | {"magnitudes": {}})
+    assert report.write(run.path).read_text().count("<svg") == 3
 
 
 def test_text_table(run):

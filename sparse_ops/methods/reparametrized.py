@@ -1,0 +1,178 @@
+"""Reparametrized: what methods share that train thresholds beside the weights, and no masks."""
+
+import warnings
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops.masks import PackedMask
+from sparse_ops.methods import collapse
+from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.controller import Controller
+from sparse_ops.methods.schedules import phase_steps
+from sparse_ops.methods.updater import Evaluate, Sparsifier, epochs
+from sparse_ops.optim.reparametrize import Reparametrization, SoftThreshold, ThresholdGroup
+from sparse_ops.optim.snapshot import apply_masks
+from sparse_ops.prunable import Filters
+
+REMEDY = "a lower sparsity or strength keeps layers alive, as does exclude="
+TOLERANCE = 0.01  # of the sparsity that a controller steers, before a warning tells of it
+
+
+class Reparametrized(Sparsifier):
+    """One phase, "train", in which the weights in use are soft-thresholded functions of those that are trained.
+
+    The model's Parameters stay the optimiser's, under `parametrizations.weight.original`; thresholds are new Parameters
+    in a group of their own at the end of the optimiser's groups. `masks`, `metrics` and `report` tell of the weights in
+    use as they are now, `finalize` writes these into the Parameters and takes parametrizations and group away, `detach`
+    gives the trained weights back. A subclass makes the form of a weight and applies a strength: with a controller it
+    is steered so that the measured sparsity reaches `sparsity`, else it is constant.
+    """
+
+    one_schedule = True
+    works_in_steps = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sparsity: Sparsity,
+        train_epochs: int,
+        *,
+        strength: float,
+        controller: bool,
+        total_steps: int,
+        prunable: Filters,
+        exclude: Filters,
+        lr: Literal["method", "user"],
+        strict: bool,
+        check: bool,
+    ) -> None:
+        epochs(type(self).__name__, epochs=train_epochs)
+        phase_steps(type(self).__name__, total_steps, [train_epochs])
+        super().__init__(
+            model,
+            optimizer,
+            sparsity,
+            [("train", train_epochs)],
+            prunable=prunable,
+            exclude=exclude,
+            lr=lr,
+            strict=strict,
+            check=check,
+        )
+        self.strength = strength
+        self._masks_at_end: dict[str, PackedMask] | None = None
+        self.forms = Reparametrization(model, self.weights, self._form)
+        self.thresholds = ThresholdGroup(optimizer, self.forms.parameters, 0.0)
+        self._know_groups()
+        target = (self.budget.zeros(self.weights) or 0) / self.selection.numel
+        self.controller = Controller(target, strength, total_steps) if controller else None
+        self._apply(strength)
+        self._start()
+
+    @abstractmethod
+    def _form(self, name: str, weight: nn.Parameter) -> SoftThreshold:
+        """The parametrization of a weight, with the thresholds that it starts with."""
+
+    def _apply(self, strength: float) -> None:
+        """Make this the strength from the next step on."""
+        self.strength = strength
+
+    def _add_gradient(self, grad_scale: Tensor | None) -> None:
+        """Add what drives the sparsity to the gradients, where it is a penalty."""
+        return
+
+    @classmethod
+    def for_epochs(cls, epochs: int) -> dict[str, int]:
+        """All of them; there is one phase."""
+        return {"epochs": epochs}
+
+    @property
+    def masks(self) -> dict[str, PackedMask]:
+        """Name -> where the weight in use is not zero; {} while there is no zero at all."""
+        if self._masks_at_end is not None:
+            return dict(self._masks_at_end)
+        found = {name: y != 0 for name, y in self.forms.effective().items()}
+        if all(bool(alive.all()) for alive in found.values()):
+            return {}
+        return {name: PackedMask.from_dense(alive) for name, alive in found.items()}
+
+    def apply_masks_(self, other_model: nn.Module) -> None:
+        """Zero what is zero here in a copy or an average (EMA) of the model, parametrized like it or plain.
+
+        Of a parametrized copy these are the trained weights; its own thresholds then work on what is left.
+        """
+        apply_masks(other_model, self.masks)
+
+    def add_penalty_grad_(self, grad_scale: Tensor | None = None) -> None:
+        """Add the penalty to .grad now (after the last backward, before clipping), and not again in the coming step."""
+        if not self.sweep.added:
+            self._add_gradient(grad_scale)
+        super().add_penalty_grad_(grad_scale)
+
+    def metrics(self) -> dict[str, float]:
+        """Those of every method; lambda is the strength in force."""
+        values = super().metrics()
+        return {"lambda": self.strength} | values if self.sweep.steps else values
+
+    def _effective(self) -> dict[str, Tensor]:
+        return dict(self.weights) if self._masks_at_end is not None else self.forms.effective()
+
+    def _enter(self, phase: str) -> None:
+        return
+
+    def _before_step(self) -> bool:
+        if not self.sweep.added:
+            self._add_gradient(getattr(self.optimizer, "grad_scale", None))
+        return True
+
+    def _after_step(self) -> None:
+        if self.controller is not None and self.controller.due(self.sweep.steps):
+            n = self.selection.numel
+            self._apply(self.controller.steer(self.sweep.steps, self.forms.zeros() / n, 1 / n))
+
+    def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
+        masks = self.masks
+        self._dead_layers = collapse.guard(self._title, masks, self.strict, self._dead_layers, False, REMEDY)
+        return {"sparsity": sum(mask.zeros for mask in masks.values()) / self.selection.numel}, None
+
+    def _write_zeros(self) -> None:
+        masks = self.masks
+        collapse.guard(self._title, masks, self.strict, self._dead_layers, remedy=REMEDY)
+        self.forms.remove(keep=True)
+        self._masks_at_end = masks
+        if self.controller is not None:
+            self._tell_where_missed(sum(mask.zeros for mask in masks.values()) / self.selection.numel)
+
+    def _tell_where_missed(self, sparsity: float) -> None:
+        assert self.controller is not None
+        if abs(sparsity - self.controller.target) > TOLERANCE:
+            wanted, initial = self.controller.target, self.controller.initial
+            warnings.warn(
+                f"{self._title}: {100 * sparsity:.2f} % of the weights are zero, {100 * wanted:.2f} % were wanted; the "
+                f"controller ended at a strength of {self.strength:.3g}, begun with {initial:.3g}: train longer, or "
+                "begin nearer",
+                stacklevel=collapse.outside(),
+            )
+
+    def detach(self) -> None:
+        """Take hooks, parametrizations and the thresholds' group off; before `finalize`, training goes on dense."""
+        super().detach()
+        self.forms.remove(keep=False)
+        self.thresholds.remove()
+
+    def _settings(self) -> dict[str, Any]:
+        return dict(self.course) | {"controller": self.controller is not None}
+
+    def _method_state(self) -> dict[str, Any]:
+        return {"strength": self.strength} | ({} if self.controller is None else self.controller.state_dict())
+
+    def _load_method_state(self, state: dict[str, Any]) -> None:
+        if ("first" in state) != (self.controller is not None):
+            raise ValueError(f"{self._title}: the checkpoint is of a run with another controller=")
+        if self.controller is not None:
+            self.controller.load_state_dict(state)
+        self._apply(state["strength"])
