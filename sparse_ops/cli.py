@@ -1,4 +1,4 @@
-"""The command sparse-ops: train, compare, report, verify, info."""
+"""The command sparse-ops: train, compare, report, analyze, verify, info."""
 
 import argparse
 import sys
@@ -88,6 +88,15 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run, or of a comparison")
 
+    analyze = _command(
+        commands,
+        "analyze",
+        _analyze,
+        "draw how the surviving weights of a run were found (trained with training.analyze = true)",
+        "sparse-ops analyze runs/demo",
+    )
+    analyze.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, finished or not")
+
     verify = _command(
         commands,
         "verify",
@@ -158,6 +167,12 @@ def _report(arguments: argparse.Namespace) -> None:
         print(f"{table}\n\n{page or missing}")
     else:
         print(report.write(arguments.folder))
+
+
+def _analyze(arguments: argparse.Namespace) -> None:
+    from sparse_ops.train import analyze
+
+    print(analyze.write(arguments.folder))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -127,6 +127,8 @@ def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
 @styled
 def worth(table: Sequence[Row]) -> "Figure":
     """Accuracy over the share of multiply-adds left, and over the speed of the converted network."""
+    from matplotlib.ticker import NullLocator
+
     figure, (left, right) = subplots(4.0, 1, 2, sharey=True)
     left.set_xscale("log")
     looks = _looks(table)
@@ -144,7 +146,10 @@ def worth(table: Sequence[Row]) -> "Figure":
             axes.axhline(_bars(dense[0])[0], color=_GREY, lw=1.3, ls=(0, (1, 1.5)))
     shares = [100 * row.flops_left.mean for row in table if row.method != DENSE] or [100.0]
     left.set_xlim(max(shares) * 1.25, min(shares) / 1.25)
-    left.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    ticks = [digit * 10.0**e for e in range(-3, 3) for digit in (1, 2, 5)]
+    shown = [t for t in ticks if min(shares) / 1.25 <= t <= max(shares) * 1.25]
+    left.set_xticks(shown, [f"{t:g}" for t in shown], minor=False)
+    left.xaxis.set_minor_locator(NullLocator())
     left.set_xlabel("multiply-adds left (%, log scale)")
     right.set_xlabel("speed of the converted network (dense = 1)")
     speeds = [row.speedup.mean for row in table if row.speedup]

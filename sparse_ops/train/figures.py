@@ -1,6 +1,6 @@
 """Numbers behind the report's pictures: magnitudes of the weights, density per layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,11 +35,18 @@ def share(model: nn.Module, method: Mapping[str, Any]) -> float:
 
 
 def magnitudes(model: nn.Module, sparsity: float) -> dict[str, Any]:
-    """Histogram of log10 |w| over the prunable weights, and the magnitude below which a share `sparsity` of them lies.
+    """`histogram` of the prunable weights, and the magnitude below which a share `sparsity` of them lies."""
+    weights = list(prunable(model).values())
+    n = sum(w.numel() for w in weights)
+    k = max(1, int(sparsity * n + 0.5))
+    return histogram(weights) | {"threshold": float(kth_magnitude(weights, k))}
+
+
+def histogram(weights: Sequence[Tensor]) -> dict[str, Any]:
+    """How many weights have which log10 |w|.
 
     Magnitudes outside 1e-10 to 100 count in the first and the last bin; zeros are counted apart.
     """
-    weights = list(prunable(model).values())
     bins = BINS_PER_DECADE * (HIGHEST - LOWEST)
     counts = torch.zeros(bins, dtype=torch.int64)
     zeros = 0
@@ -49,12 +56,7 @@ def magnitudes(model: nn.Module, sparsity: float) -> dict[str, Any]:
         zeros += w.numel() - live.numel()
         index = ((live.log10() - LOWEST) * BINS_PER_DECADE).floor().long().clamp_(0, bins - 1)
         counts += torch.bincount(index, minlength=bins).cpu()
-    n = sum(w.numel() for w in weights)
-    k = max(1, int(sparsity * n + 0.5))
-    threshold = float(kth_magnitude(weights, k))
-    return {"lowest": LOWEST, "bins_per_decade": BINS_PER_DECADE, "counts": counts.tolist(), "zeros": zeros} | {
-        "threshold": threshold
-    }
+    return {"lowest": LOWEST, "bins_per_decade": BINS_PER_DECADE, "counts": counts.tolist(), "zeros": zeros}
 
 
 def density(model: nn.Module) -> list[dict[str, Any]]:

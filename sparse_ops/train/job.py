@@ -19,6 +19,7 @@ from sparse_ops.train.dense import DenseTraining
 from sparse_ops.train.loop import Budget, Trainer
 from sparse_ops.train.progress import Progress
 from sparse_ops.train.recipe import Recipe
+from sparse_ops.train.recorder import Recorder
 from sparse_ops.train.run_folder import RunFolder
 from sparse_ops.train.selection import Selection
 
@@ -191,6 +192,7 @@ class Job:
             model.load_state_dict(state["model"])
             self.seconds_before += state["seconds"]
             return self._outcome(model, state)
+        recorder = Recorder(self.folder.path, key, model, self.recipe) if self.recipe.training.analyze else None
         optimizer = optimizers.build(self.recipe.optimizer, model)
         sparsifier = (
             DenseTraining(model, optimizer, **arguments)
@@ -201,6 +203,7 @@ class Job:
         trainer = Trainer(key, model, optimizer, sparsifier, train, test, self.recipe, self.folder, self.progress, seed)
         trainer.validation, trainer.selection = validation, Selection(self.recipe.training.select)
         trainer.learning_rate = schedule.whole(self.recipe.schedule, len(train), sparsifier.total_epochs)
+        trainer.recorder = recorder
         checkpoint = self.folder / run_folder.CHECKPOINT
         if self.options.resume and checkpoint.is_file():
             state = run_folder.load_state(checkpoint)

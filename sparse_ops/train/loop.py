@@ -15,6 +15,7 @@ from sparse_ops.train import figures, run_folder
 from sparse_ops.train.augment import Normalized
 from sparse_ops.train.progress import Progress, Record
 from sparse_ops.train.recipe import Recipe
+from sparse_ops.train.recorder import Answers, Recorder
 from sparse_ops.train.run_folder import RunFolder
 from sparse_ops.train.schedule import LearningRate
 from sparse_ops.train.selection import Selection
@@ -73,6 +74,7 @@ class Trainer:
     validation: Normalized | None = None
     selection: Selection = field(default_factory=Selection)
     learning_rate: LearningRate | None = None  # None: the method sets it
+    recorder: Recorder | None = None
 
     def run(self, budget: Budget) -> None:
         """Train until the method is finished, with a checkpoint after every epoch."""
@@ -100,7 +102,11 @@ class Trainer:
 
     def accuracy(self, batches: Normalized) -> float:
         """Share of right answers of the network as it is, without augmentation."""
-        return accuracy(self.model, batches.plain(), self.recipe.training.precision)
+        return self.answers(batches).accuracy
+
+    def answers(self, batches: Normalized) -> Answers:
+        """Right answers by class of the network as it is, without augmentation."""
+        return answers(self.model, batches.plain(), self.recipe.training.precision)
 
     def _save(self) -> None:
         state = {
@@ -128,7 +134,10 @@ class Trainer:
         if phase != FINETUNE and not metrics.get("sparsity"):
             self.kept = figures.magnitudes(self.model, figures.share(self.model, self.recipe.method))
         looks = (self.epoch + 1) % self.recipe.training.test_every == 0
-        test_accuracy = self.accuracy(self.test) if looks else None
+        answers = self.answers(self.test) if looks else None
+        test_accuracy = None if answers is None else answers.accuracy
+        if self.recorder is not None:
+            self.recorder.write(self.epoch + 1, phase, self.model, answers)
         validation_accuracy = None if self.validation is None else self.accuracy(self.validation)
         score = {"validation": validation_accuracy, "test": test_accuracy}.get(self.selection.rule)
         self.selection.offer(score, self.epoch + 1, self.model, self.method)
@@ -208,8 +217,15 @@ def outputs(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], precisio
 
 def accuracy(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], precision: str) -> float:
     """Share of right answers in eval mode."""
+    return answers(model, batches, precision).accuracy
+
+
+def answers(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], precision: str) -> Answers:
+    """Right answers by class in eval mode."""
     y, labels = outputs(model, batches, precision)
-    return int((y.argmax(1) == labels).sum()) / len(labels)
+    of_class = labels.bincount(minlength=y.shape[1])
+    right = labels[y.argmax(1) == labels].bincount(minlength=y.shape[1])
+    return Answers(right.tolist(), of_class.tolist())
 
 
 def _is_number(value: Any) -> bool:

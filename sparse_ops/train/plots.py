@@ -93,19 +93,19 @@ def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
     top.set_yticks(ticks, [f"{100 - t:g}" for t in ticks])
     top.minorticks_off()
     top.set_ylabel("accuracy (%), scale of log error")
-    _phases(top, curves.get(method, []))
+    phases(top, curves.get(method, []))
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     lowest = top
     if bottom is not None:
         lowest = bottom
         bottom.set_yscale("log")
         bottom.set_ylabel("lambda")
-    lowest.xaxis.set_major_locator(_integers())
+    lowest.xaxis.set_major_locator(integers())
     lowest.set_xlabel("epoch")
     return figure
 
 
-def _phases(axes: "Axes", records: list[dict[str, Any]]) -> None:
+def phases(axes: "Axes", records: list[dict[str, Any]]) -> None:
     """Vertical lines where a phase of the method begins, with its name above the picture."""
     begins = [r["epoch"] for i, r in enumerate(records) if i == 0 or records[i - 1]["phase"] != r["phase"]]
     for begin in begins:
@@ -140,7 +140,7 @@ def magnitudes(histograms: dict[str, dict[str, Any]], method: str) -> "Figure":
     axes.set_ylim(0.7, 3 * peak)
     axes.set_xlabel("magnitude |w|")
     axes.set_ylabel("weights per tenth of a decade")
-    axes.xaxis.set_major_locator(_integers())
+    axes.xaxis.set_major_locator(integers())
     axes.xaxis.set_major_formatter(lambda x, _: f"$10^{{{x:.0f}}}$")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 * len(histograms), fontsize=8.5)
     return figure
@@ -150,7 +150,7 @@ def _log10(x: float) -> float:
     return math.log10(x) if x > 0 else -300.0
 
 
-def _integers() -> Any:
+def integers() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True, steps=[1, 2, 5, 10])

@@ -55,7 +55,7 @@ def _point(path: Path, number: int, entry: Any) -> Point:
 def beside(points: list[Point], shared: Mapping[str, Any]) -> list[Point]:
     """Those of the network (in its own width) and the data that a comparison (comparison.toml) is about."""
     network, data = shared["network"], shared["data"]
-    other_size = network.get("width", 0) or network.get("stride", 1) != 1 or data.get("images", 0)
+    other_size = network.get("width") or network.get("stride") or network.get("weights") or data.get("images")
     if other_size:
         return []
     return [point for point in points if (point.network, point.data) == (network["name"], data["name"])]

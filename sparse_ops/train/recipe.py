@@ -61,6 +61,7 @@ class Training:
     precision: str = "float32"
     channels_last: bool = True
     select: str = "last"  # the epoch whose weights count: the last, or the best on "validation" or on "test" images
+    analyze: bool = False  # record after each epoch what `sparse-ops analyze` draws, a bit a weight
     test_every: int = 1  # epochs between two looks at the test images; after the last epoch there is always one
     dense: bool = True  # the same network without pruning, for the same number of epochs
     oneshot: bool = True  # one-shot magnitude pruning, for the same number of epochs

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ SUMMARY, FIGURES, REPORT, MODEL, DENSE = (
     "model.safetensors",
     "dense.safetensors",
 )
+ANALYSIS = ("analysis", "analysis.html", "analysis.json")
 PREVIOUS = "previous"
-_FILES = (RECIPE, METRICS, CHECKPOINT, SUMMARY, FIGURES, REPORT, MODEL, DENSE, "stages")
+_FILES = (RECIPE, METRICS, CHECKPOINT, SUMMARY, FIGURES, REPORT, MODEL, DENSE, "stages", *ANALYSIS)
 
 
 class FinishedRun(Exception):
@@ -151,7 +151,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """What save_state wrote, tensors and plain containers only; ValueError where the file is damaged or foreign."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except Exception as error:  # what an unpickler says of foreign bytes may be anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged or no checkpoint ({reason})") from None
 
