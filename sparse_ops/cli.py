@@ -1,4 +1,4 @@
-"""The command sparse-ops: train, compare, report, analyze, verify, info."""
+"""The command sparse-ops: train, compare, budget, report, analyze, verify, info."""
 
 import argparse
 import sys
@@ -82,6 +82,16 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in --set optimizer.lr=0.05"
     )
+
+    budget = _command(
+        commands,
+        "budget",
+        _budget,
+        "whether longer training still helps: runs of one recipe at several budgets, sparse against dense",
+        "sparse-ops budget runs/x1 runs/x2 runs/x4",
+    )
+    budget.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, --set budget=...")
+    budget.add_argument("--out", type=Path, metavar="FILE", help="the page (budget.html beside the first run)")
 
     report = _command(
         commands, "report", _report, "make the report of a run or a comparison again", "sparse-ops report runs/demo"
@@ -173,6 +183,14 @@ def _analyze(arguments: argparse.Namespace) -> None:
     from sparse_ops.train import analyze
 
     print(analyze.write(arguments.folder))
+
+
+def _budget(arguments: argparse.Namespace) -> None:
+    from sparse_ops.train import budget_report
+
+    out = arguments.out or arguments.runs[0].resolve().parent / "budget.html"
+    points, page = budget_report.write(arguments.runs, out)
+    print(f"{budget_report.text(points)}\n\nreport: {page}")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

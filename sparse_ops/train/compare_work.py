@@ -223,6 +223,7 @@ def _outcome(run: Run, job: Job, data: DataSet) -> Record:
         "flops_dense": all_flops,
         "flops_left": live / all_flops,
         "seconds": outcome.seconds,
+        "fit": outcome.fit,
     }
 
 

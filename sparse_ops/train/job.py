@@ -12,10 +12,11 @@ from torch import nn
 
 from sparse_ops import methods
 from sparse_ops.train import data as data_sets
-from sparse_ops.train import deploy, figures, method_table, networks, optimizers, run_folder, schedule
+from sparse_ops.train import deploy, figures, fit, method_table, networks, optimizers, run_folder, schedule
 from sparse_ops.train.augment import Augmentation, Normalized, batches_of, steps_per_epoch
-from sparse_ops.train.data import DataSet
+from sparse_ops.train.data import DataSet, Images
 from sparse_ops.train.dense import DenseTraining
+from sparse_ops.train.image_files import ImageFiles
 from sparse_ops.train.loop import Budget, Trainer
 from sparse_ops.train.progress import Progress
 from sparse_ops.train.recipe import Recipe
@@ -53,6 +54,7 @@ class Outcome:
     selected_epoch: int = 0  # the epoch whose weights these are
     last_accuracy: float = 0.0  # on test images, after the last epoch
     validation_accuracy: float | None = None  # on held-out training images
+    fit: dict[str, Any] | None = None  # loss, entropy, accuracy on training and on other images, see `fit.measure`
 
 
 class Job:
@@ -228,6 +230,7 @@ class Job:
             "last_accuracy": test_accuracy if last_accuracy is None else last_accuracy,
             "validation_accuracy": None if validation is None else trainer.accuracy(validation),
             "selected_epoch": selected_epoch or trainer.epoch,
+            "fit": self._fit(model, data),
             "kept": trainer.kept,
         }
         run_folder.save_state(done, state)
@@ -265,6 +268,20 @@ class Job:
         held_out = None if data.validation is None else batches(data.validation, data, EVALUATION_BATCH)
         return train, batches(data.test, data, EVALUATION_BATCH), held_out
 
+    def _fit(self, model: nn.Module, data: DataSet) -> dict[str, Any]:
+        """Of the trained network, on a part of the training images and of the validation (or else test) images."""
+        held_out = data.validation or data.test
+
+        def figures_of(images: Images | ImageFiles) -> dict[str, Any]:
+            channels_last = self.recipe.training.channels_last
+            part = batches_of(
+                fit.sample(images), data, EVALUATION_BATCH, device=self.device, channels_last=channels_last
+            )
+            return fit.measure(model, part.plain(), self.recipe.training.precision)
+
+        which = "test" if data.validation is None else "validation"
+        return {"train": figures_of(data.train), "held_out": figures_of(held_out), "held_out_are": which}
+
     def _accuracies(self, folds: list[dict[str, Outcome]]) -> dict[str, Any]:
         summary: dict[str, Any] = {}
         for key, stage in (("dense_accuracy", "dense"), ("sparse_accuracy", "method"), ("oneshot_accuracy", "oneshot")):
@@ -275,6 +292,8 @@ class Job:
             summary[f"{stage}_selected_epoch"] = outcome.selected_epoch
             summary[f"{stage}_last_accuracy"] = outcome.last_accuracy
             summary[f"{stage}_validation_accuracy"] = outcome.validation_accuracy
+        fits = {stage: [f for fold in folds if (f := fold[stage].fit) is not None] for stage in folds[0]}
+        summary["fit"] = {stage: fit.mean(found) for stage, found in fits.items() if found}
         summary["epochs"] = folds[0]["method"].epochs
         summary["epochs_per_fold"] = [fold["method"].epochs for fold in folds]
         return summary

@@ -1,13 +1,15 @@
 """report.html of a run: one self-contained page made from summary.json, metrics.jsonl and figures.json."""
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparse_ops import methods
 from sparse_ops.train import run_folder
 from sparse_ops.train.run_folder import RunFolder
 
-NAMES = {"art": "ART + HyperSparse", "oneshot": "one-shot magnitude"}
+NAMES = {"acdc": "AC/DC", "art": "ART + HyperSparse", "oneshot": "one-shot magnitude"}
 
 SELECTED = {
     "last": "The networks that are reported are those of the last epoch.",
@@ -54,7 +56,7 @@ def _write(folder: RunFolder, plots: Any) -> Path:
     summary = folder.read_json(run_folder.SUMMARY)
     figures = folder.read_json(run_folder.FIGURES)
     name = summary["recipe"]["method"]["name"]
-    title = NAMES.get(name, name)
+    title = named(name)
     stages = {f"fold0-{name}": title, "fold0-oneshot": "one-shot", "fold0-dense": "dense"}
     if name == "oneshot":
         stages[f"fold0-{name}"] = title
@@ -71,7 +73,7 @@ def _write(folder: RunFolder, plots: Any) -> Path:
     sections = [
         _section(
             "Training",
-            "Accuracy after every epoch, on a scale that spreads what is close to 100 %; "
+            "Accuracy after every epoch, on a scale that spreads what is close to 100 %. "
             f"{SELECTED[_rule(summary)]} " + _oneshot(summary) + _folds(summary),
             plots.training(curves, title),
         ),
@@ -92,13 +94,38 @@ def _write(folder: RunFolder, plots: Any) -> Path:
     page = PAGE.format(
         title=html.escape(f"{title}: {summary['recipe']['network']['name']} on {summary['recipe']['data']['name']}"),
         sentence=html.escape(sentence(summary)),
-        table=_table(summary, title),
+        table=html_table(rows(summary)) + _fit(summary),
         sections="\n".join(sections),
         recipe=html.escape((folder / run_folder.RECIPE).read_text()),
     )
     path = folder / run_folder.REPORT
     run_folder.write_text(path, page)
     return path
+
+
+def named(method: str) -> str:
+    """The name of a method for a reader."""
+    return NAMES.get(method) or methods.get(method).cls.__name__
+
+
+def _fit(summary: dict[str, Any]) -> str:
+    """How far the networks were trained, as a small table of its own; older runs do not say."""
+    if "fit" not in summary:
+        return ""
+    name = summary["recipe"]["method"]["name"]
+    shown = {"dense": "dense", "method": named(name), "oneshot": "one-shot magnitude"}
+    held = next(iter(summary["fit"].values()))["held_out_are"]
+    table = [("without augmentation", "training loss", "training entropy", f"{held} entropy", "training accuracy")]
+    for stage, title in shown.items():
+        if stage in summary["fit"]:
+            train, other = (summary["fit"][stage][key] for key in ("train", "held_out"))
+            figures = (f"{train['loss']:.4f}", f"{train['entropy']:.4f}", f"{other['entropy']:.4f}")
+            table.append((title, *figures, percent(train["accuracy"])))
+    note = (
+        "A sparse network whose training loss or entropy lies above the dense one's may be under-trained: "
+        "sparse-ops budget shows whether longer training helps. Entropies are in nats."
+    )
+    return f'\n{html_table(table)}\n<p class="note">{note}</p>'
 
 
 def _section(title: str, note: str, figure: Any) -> str:
@@ -145,7 +172,7 @@ def sentence(summary: dict[str, Any]) -> str:
     speed = summary["dense_ms"] / summary["sparse_ms"]
     pace = f"{speed:.1f} times faster than dense" if speed >= 1 else f"{1 / speed:.1f} times slower than dense"
     return (
-        f"{NAMES.get(name, name)} left {left:,} of {summary['prunable']:,} weights of {recipe['network']['name']} on "
+        f"{named(name)} left {left:,} of {summary['prunable']:,} weights of {recipe['network']['name']} on "
         f"{recipe['data']['name']} ({percent(summary['sparsity'])} zeros): {percent(summary['sparse_accuracy'])} test "
         f"accuracy{MARKS[_rule(summary)]}{against}{mean}; the sparse network is {pace} "
         f"({summary['sparse_ms']:.3g} against "
@@ -167,7 +194,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         dense = percent(summary["dense_accuracy"])
         table.append(("dense", dense, f"{summary['prunable']:,}", epochs, f"{summary['dense_ms']:.3f}", kilo[0]))
     sparse = percent(summary["sparse_accuracy"])
-    table.append((NAMES.get(name, name), sparse, live, epochs, f"{summary['sparse_ms']:.3f}", kilo[1]))
+    table.append((named(name), sparse, live, epochs, f"{summary['sparse_ms']:.3f}", kilo[1]))
     if summary["oneshot_accuracy"] is not None:
         table.append(("one-shot magnitude", percent(summary["oneshot_accuracy"]), live, epochs, *["not converted"] * 2))
     return table
@@ -175,7 +202,11 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def text_table(summary: dict[str, Any]) -> str:
     """The table of a run for a terminal."""
-    table = rows(summary)
+    return aligned(rows(summary))
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """A heading and rows in columns, the first to the left and the others to the right."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
         "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
@@ -184,8 +215,9 @@ def text_table(summary: dict[str, Any]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _table(summary: dict[str, Any], title: str) -> str:
-    heading, *body = rows(summary)
+def html_table(table: Sequence[Sequence[str]]) -> str:
+    """A heading and rows as a <table>."""
+    heading, *body = table
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
     return "<table>\n" + "\n".join(lines) + "\n</table>"
