@@ -226,21 +226,32 @@ class GReg(Sparsifier):
     def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
         if self.phase != "regularize":
             return {}, None
-        growth, taken = self.growth, self.sweep.steps - self._began
+        growth, taken, left = self.growth, self.sweep.steps - self._began, self._magnitude_left()
+        record = {} if left is None else {"magnitude_left": left}
+        reason = None
         if self._grown_at >= 0 and taken > self._grown_at + growth.stabilize_steps:
-            return {}, f"lambda has exceeded tau = {growth.tau:g}, and {growth.stabilize_steps} steps have followed"
-        if self.phase_epoch + 1 == self.phase_epochs:
-            return (
-                {},
-                f"its {self.phase_epochs} epochs are over, with lambda at {self._strength:g} of tau = {growth.tau:g}",
-            )
+            reason = f"lambda has exceeded tau = {growth.tau:g}, and {growth.stabilize_steps} steps have followed"
+        elif self.phase_epoch + 1 == self.phase_epochs:
+            reason = f"its {self.phase_epochs} epochs are over, with lambda at {self._strength:g} of {growth.tau:g}"
+        if reason is not None and left is not None:
+            reason += f"; the weights to be pruned hold {left:.2g} of all magnitude"
         if self.phase_epoch == 0 and not self._length_known and taken * self.phase_epochs < growth.grown_after():
             warnings.warn(
                 f"GReg: lambda exceeds tau = {growth.tau:g} after {growth.grown_after():,} steps, but with {taken} "
                 f"steps an epoch the {self.phase_epochs} max_regularize_epochs have {taken * self.phase_epochs:,}",
                 stacklevel=3,
             )
-        return {}, None
+        return record, reason
+
+    def _magnitude_left(self) -> float | None:
+        """The share of all magnitude that the penalty has left in the chosen weights; None before the choice."""
+        chosen = self.sweep.groups
+        if not chosen:
+            return None
+        sums = {name: w.detach().abs() for name, w in self.weights.items()}
+        left = sum(float(sums[name][mask.to_dense()].sum(dtype=torch.float64)) for name, mask in chosen.items())
+        total = sum(float(magnitudes.sum(dtype=torch.float64)) for magnitudes in sums.values())
+        return left / total if total > 0 else 0.0
 
     def _settings(self) -> dict[str, Any]:
         own = {"variant": self.variant, "kept": self.kept} | {f"{name}_lr": rate for name, rate in self.rates.items()}

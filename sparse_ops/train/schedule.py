@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 KINDS = ("method", "cosine", "linear", "steps", "constant")
+STEPS = ("update_every", "stabilize_steps")  # lengths in steps, of GReg
 
 
 @dataclass
@@ -82,7 +83,7 @@ def whole(schedule: Schedule, steps_per_epoch: int, epochs: int) -> LearningRate
 
 
 def scaled_lengths(table: dict[str, Any], budget: float) -> dict[str, Any]:
-    """The table with every length of a run (integers under keys that end in `epochs`, and milestones) times budget.
+    """The table with every length of a run (integers under keys that end in `epochs`, milestones, STEPS) times budget.
 
     To the nearest integer, halves up; a length above 0 stays at least 1.
     """
@@ -92,7 +93,7 @@ def scaled_lengths(table: dict[str, Any], budget: float) -> dict[str, Any]:
 
     result = dict(table)
     for key, value in table.items():
-        if key.endswith("epochs") and isinstance(value, int) and not isinstance(value, bool):
+        if (key.endswith("epochs") or key in STEPS) and isinstance(value, int) and not isinstance(value, bool):
             result[key] = longer(value)
         elif key == "milestones":
             result[key] = [longer(epoch) for epoch in value]

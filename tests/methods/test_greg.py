@@ -103,6 +103,10 @@ def test_a_live_run_is_the_literal_loop(variant, kept, cls):
     assert taken == (events - 1) * 3 + 1 + 4
     change = greg.end_epoch()
     assert change.after == "finetune" and "lambda has exceeded tau = 0.3, and 4 steps have followed" in change.reason
+    left = sum(w[chosen[name]].abs().sum().item() for name, w in weights.items())
+    share = left / sum(w.abs().sum().item() for w in weights.values())
+    assert greg.report().history[-1]["magnitude_left"] == pytest.approx(share, rel=1e-4)
+    assert f"the weights to be pruned hold {share:.2g} of all magnitude" in change.reason
     for name, mask in greg.masks.items():
         assert torch.equal(~mask.to_dense(), chosen[name])
         assert torch.equal(greg.weights[name] == 0, chosen[name])
@@ -212,7 +216,7 @@ def test_without_total_steps_a_phase_that_is_too_short_is_warned_of_after_an_epo
     assert seen[0].filename == __file__
     greg.end_epoch()
     change = greg.end_epoch()
-    assert change.after == "finetune" and "its 3 epochs are over, with lambda at 0.1 of tau = 0.3" in change.reason
+    assert change.after == "finetune" and "its 3 epochs are over, with lambda at 0.1 of 0.3" in change.reason
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, _, long = start(max_regularize_epochs=3)

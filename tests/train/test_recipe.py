@@ -161,6 +161,8 @@ def test_a_budget_scales_every_length_once():
     assert twice.budgeted == 5.0 and twice.method["pretrain_epochs"] == 16
     short = parse(SMALL | method(**LENGTHS) | {"budget": 0.1})
     assert [short.method[key] for key in LENGTHS] == [1, 1, 0, 1]  # what was there stays there
+    steps = parse(SMALL | {"method": {"name": "greg1", "sparsity": 0.9, "pretrain_epochs": 200}, "budget": 3}).method
+    assert [steps[key] for key in ("pretrain_epochs", "update_every", "stabilize_steps")] == [600, 30, 30_000]
     defaults = parse(SMALL).method
     assert parse(SMALL | {"budget": 3}).method["finetune_epochs"] == 3 * defaults["finetune_epochs"]
 
