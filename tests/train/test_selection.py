@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import sparse_ops
+from sparse_ops import methods
 from sparse_ops.train import deploy, report, run_folder
 from sparse_ops.train.job import Job, Options
 from sparse_ops.train.loop import Stopped
@@ -108,3 +109,33 @@ def test_test_images_are_looked_at_as_often_as_asked(tmp_path):
     assert summary["sparse_accuracy"] > 0.5 and summary["method_selected_epoch"] == 7
     pytest.importorskip("matplotlib")
     assert "those of the last epoch" in report.write(tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.filterwarnings("ignore::UserWarning")  # so short a run may lose layers
+def test_every_method_may_be_selected_from(tmp_path, name):
+    """The weights that come back have the accuracy that they had in their epoch, whatever a method does to a model."""
+    info, epochs = methods.get(name), 8
+    method = {"name": name, "sparsity": 0.8, **info.cls.for_epochs(epochs)}
+    table = TABLE | {
+        "method": method,
+        "optimizer": {"decay_norms": False},
+        "training": {"select": "validation", "dense": False, "oneshot": False},
+        "schedule": {"kind": "cosine", "warmup_epochs": 1},
+    }
+    if not (info.fixed_length or method.get("total_epochs")):
+        del table["schedule"]
+    job = Job(parse(table), Options(run=tmp_path / "run"), Plain())
+    data = job.load()
+    assert job.check(data) <= epochs
+    outcome = job.train_alone(data, name, job.arguments, job.recipe.to_toml())
+    records = [json.loads(line) for line in (tmp_path / "run" / run_folder.METRICS).read_text().splitlines()]
+    chosen = records[outcome.selected_epoch - 1]
+    assert outcome.test_accuracy == pytest.approx(chosen["test_accuracy"])
+    assert outcome.validation_accuracy == pytest.approx(chosen["validation_accuracy"])
+    weights = [m.weight for m in outcome.model.modules() if isinstance(m, nn.Linear)]
+    zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    if info.exact_budget:
+        assert 0.8 - 1e-3 <= zeros <= 0.81  # a weight at a pixel that is always black may still be where it grew, at 0
+    if outcome.selected_epoch < len(records):
+        assert zeros >= 0.8 - 1e-3 and outcome.validation_accuracy >= records[-1]["validation_accuracy"]
