@@ -121,6 +121,8 @@ def make(
 
 def _method(base: Recipe, name: str, sparsity: float, epochs: int) -> dict[str, Any]:
     """The table [method] of a run."""
+    if name == DENSE:
+        raise ValueError("--methods: a dense network is trained in any case, from each seed; leave it out")
     try:
         cls = methods.get(name).cls
     except ValueError as error:

@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = compare_work.Settings(arguments.data_dir, arguments.device, arguments.threads, arguments.jobs)
     try:
         compare_work.train(comparison, store, settings, data)
-        if not arguments.no_speed:
-            compare_work.measure(comparison, store, settings, data)
+        untimed = [] if arguments.no_speed else compare_work.measure(comparison, store, settings, data)
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on with {path}, each run from its last whole epoch")
         return 130
@@ -41,4 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"\n{table}\n\n{f'report: {page}' if page else f'no report: {missing}'}")
     if failures:
         print(f"{len(failures)} of {len(comparison.runs)} runs have failed; the same command tries them again")
-    return 1 if failures else 0
+    if untimed:
+        print(f"{len(untimed)} networks could not be timed; the same command tries them again")
+    return 1 if failures or untimed else 0

@@ -68,6 +68,11 @@ def _bars(row: Row) -> tuple[float, float, float]:
     return _error(mean), _error(mean) - _error(mean + deviation), _error(mean - deviation) - _error(mean)
 
 
+def _left(row: Row) -> float:
+    """Share of weights left, as measured: not every method keeps its budget to the weight."""
+    return max(1 - row.zeros.mean, 1e-6)
+
+
 @styled
 def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
     """Mean and deviation of each method over the share of weights left (log), with the published points beside."""
@@ -79,7 +84,7 @@ def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
     for i, (method, look) in enumerate(looks.items()):
         mine = [row for row in table if row.method == method and row.sparsity is not None]
         aside = 1.018 ** (i - (len(looks) - 1) / 2)  # so that the bars of two methods do not hide each other
-        x = [(1 - (row.sparsity or 0.0)) / aside for row in mine]
+        x = [_left(row) / aside for row in mine]
         bars = [_bars(row) for row in mine]
         axes.errorbar(
             x,
@@ -112,8 +117,9 @@ def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
         axes.axhline(e, color=_GREY, lw=1.3, ls=(0, (1, 1.5)), label="dense")
         axes.axhspan(e - down, e + up, color=_GREY, alpha=0.13, lw=0)
     densities = [1 - s for s in sparsities]
-    room = max((max(densities) / min(densities)) ** 0.08, 1.25)
-    axes.set_xlim(max(densities) * room, min(densities) / room)
+    measured = densities + [_left(row) for row in table if row.sparsity is not None]
+    room = max((max(measured) / min(measured)) ** 0.08, 1.25)
+    axes.set_xlim(max(measured) * room, min(measured) / room)
     axes.set_xticks(densities, [f"{percent(s)}\n1 of {_short(1 / (1 - s))}" for s in sparsities])
     axes.minorticks_off()
     axes.set_xlabel("zeros among the prunable weights, and how many weights are left (log scale)")

@@ -132,6 +132,12 @@ def notes(records: Sequence[Record], table: Sequence[Row], epochs: int) -> list[
         "Test accuracy of " + "; ".join(RULES.get(rule, rule) for rule in rules) + ".",
         "FLOPs left: multiply-adds of the Linear and convolution layers by weights that are not zero.",
     ]
+    for method in dict.fromkeys(record["method"] for record in finished):
+        lengths = [record["epochs_trained"] for record in finished if record["method"] == method]
+        if min(lengths) < epochs:
+            found.append(
+                f"{method} ended by itself before {epochs} epochs in some runs, the earliest at {min(lengths)}."
+            )
     timed = [record["speed"] for record in finished if "speed" in record]
     if timed:
         found.append(
@@ -158,11 +164,16 @@ def write(path: Path, published: Path = PAPERS) -> tuple[str, Path | None, str |
     Returns the table, where the page lies, and a sentence in its place where matplotlib is not installed.
     """
     store = Store(path)
+    with store.reporting():
+        return _write(store, published)
+
+
+def _write(store: Store, published: Path) -> tuple[str, Path | None, str | None]:
     shared, records = store.shared(), list(store.records().values())
     points = beside(read(published), shared)
     table = rows(records, points)
     if not table:
-        raise ValueError(f"{path} holds no finished run yet")
+        raise ValueError(f"{store.path} holds no finished run yet")
     remarks = notes(records, table, shared["epochs"])
     text = text_table(table)
     failed = [record for record in records if record["status"] == "failed"]

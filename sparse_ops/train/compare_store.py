@@ -122,6 +122,10 @@ class Store:
         """Held while a network is timed: nothing of this folder trains then."""
         return self._lock("machine")
 
+    def reporting(self) -> contextlib.AbstractContextManager[None]:
+        """Held while table and page are written."""
+        return self._lock("report")
+
     @contextlib.contextmanager
     def _lock(self, name: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
         with (self / f".{name}.lock").open("a") as file:

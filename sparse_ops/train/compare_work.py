@@ -216,6 +216,7 @@ def _outcome(run: Run, job: Job, data: DataSet) -> Record:
         "accuracy_validation": outcome.validation_accuracy,
         "select": run.recipe.training.select,
         "selected_epoch": outcome.selected_epoch,
+        "epochs_trained": outcome.epochs,
         "zeros": measured.zeros,
         "prunable": measured.weights,
         "sparsity_measured": measured.sparsity,
@@ -254,8 +255,12 @@ def _warnings(log: Path) -> Iterator[list[str]]:
                 file.writelines(f"warning: {line}\n" for line in said)
 
 
-def measure(comparison: Comparison, store: Store, settings: Settings, data: DataSet) -> None:
-    """Convert every finished run's network and time it against the dense one, one by one, while nothing trains."""
+def measure(comparison: Comparison, store: Store, settings: Settings, data: DataSet) -> list[str]:
+    """Convert every finished run's network and time it against the dense one, one by one, while nothing trains.
+
+    Returns a sentence for each that could not be timed; the next call tries it again.
+    """
+    failed: list[str] = []
     records = store.records()
     finished = {run.key for run in comparison.runs if records.get(run.key, {}).get("status") == "finished"}
     dense = {run.seed: run for run in comparison.runs if run.method == DENSE}
@@ -265,18 +270,27 @@ def measure(comparison: Comparison, store: Store, settings: Settings, data: Data
         if run.method != DENSE and run.key in finished and "speed" not in records[run.key]
     ]
     for number, run in enumerate(left, 1):
+        rival = _job(dense[run.seed], store, settings) if dense[run.seed].key in finished else None
         with store.alone(), _warnings(store.folder(run) / LOG):
-            job = _job(run, store, settings)
-            rival = dense[run.seed]
-            other = _job(rival, store, settings).trained(data, DENSE) if rival.key in finished else job.untrained(data)
-            with (store.folder(run) / LOG).open("a") as log, contextlib.redirect_stdout(log):
-                network = job.trained(data, run.method)
-                summary = deploy.deploy(network, other, data, job.folder, job.progress)
-        speed = {key: summary[key] for key in SPEED} | {"threads": summary["threads"]["networks"]}
-        speed["layers"], speed["sparse_layers"] = len(summary["layers"]), sum(x["sparse"] for x in summary["layers"])
-        speed["speedup"] = summary["dense_ms"] / summary["sparse_ms"]
+            try:
+                speed = _speed(_job(run, store, settings), rival, data, run.method)
+            except Exception as error:  # the others are timed nevertheless
+                failed.append(f"{run.title}: not timed: {' '.join(str(error).split()) or type(error).__name__}")
+                print(failed[-1], flush=True)
+                continue
         store.replace(store.records()[run.key] | {"speed": speed})
         print(f"timed {number}/{len(left)}: {run.title}: {speed['speedup']:.2f} times as fast as dense", flush=True)
+    return failed
+
+
+def _speed(job: Job, rival: Job | None, data: DataSet, method: str) -> Record:
+    """Of a trained network against the dense one of its seed, or an untrained one where that has failed."""
+    dense = job.untrained(data) if rival is None else rival.trained(data, DENSE)
+    with (job.folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
+        summary = deploy.deploy(job.trained(data, method), dense, data, job.folder, job.progress)
+    speed = {key: summary[key] for key in SPEED} | {"threads": summary["threads"]["networks"]}
+    speed["layers"], speed["sparse_layers"] = len(summary["layers"]), sum(x["sparse"] for x in summary["layers"])
+    return speed | {"speedup": summary["dense_ms"] / summary["sparse_ms"]}
 
 
 def failures(comparison: Comparison, store: Store) -> list[tuple[str, str]]:

@@ -103,6 +103,7 @@ def test_every_run_has_a_record(finished):
             prunable,
         )
         assert record["sparsity_measured"] == zeros / prunable
+        assert record["epochs_trained"] == 12
         assert 0.1 < record["accuracy"] == record["accuracy_last_epoch"] and record["select"] == "last"
         # the classifier of 160 weights stays dense; every weight of a perceptron is used once
         assert record["flops_left"] == pytest.approx((prunable - zeros + 160) / (prunable + 160))
@@ -252,6 +253,7 @@ def test_every_method_takes_the_epochs_that_it_is_given(recipe, tmp_path):
         (["--methods", "art,oneshott"], "--methods: there is no method 'oneshott'; did you mean 'oneshot'?"),
         (["--methods", "art,art"], "method art is asked for twice"),
         (["--methods", ","], "no method is given"),
+        (["--methods", "art,dense"], "a dense network is trained in any case"),
         (["--sparsities", "0.9,1.0"], "--sparsities: 1 is outside of (0, 1)"),
         (["--sparsities", "98"], "--sparsities: 98 is outside of (0, 1) (a percentage? 0.98)"),
         (["--set", "compare.art.pretrain_epochs=9"], "total_epochs is 10, less than the 9 + 3"),
