@@ -138,6 +138,7 @@ def test_a_finished_comparison_trains_nothing(finished, recipe, monkeypatch, cap
     assert cli.main(["report", str(finished)]) == 0 and "oneshot" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_bit_for_bit(finished, recipe, tmp_path):
     """SIGKILL of the command while its two processes are in the middle of runs; they end with it."""
     out = tmp_path / "killed"
