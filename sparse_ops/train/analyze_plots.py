@@ -33,7 +33,7 @@ def _line(axes: "Axes", x: Sequence[float], y: Sequence[float], look: dict[str, 
 
 def _named_phases(axes: "Axes", stage: Stage) -> None:
     epochs = zip(stage.epochs, stage.phases, strict=True)
-    phases(axes, [{"epoch": epoch, "phase": phase} for epoch, phase in epochs])
+    phases(axes, [{"epoch": epoch, "phase": phase} for epoch, phase in epochs], room=44)
 
 
 @styled
@@ -69,6 +69,7 @@ def matrices(stages: Sequence[Stage]) -> "Figure":
         axes.set_xlabel("epoch")
         axes.grid(visible=False)
         axes.set_box_aspect(1)
+        axes.set_anchor("W")
         axes.xaxis.set_major_locator(integers())
         axes.yaxis.set_major_locator(integers())
     grid[0][0].set_ylabel("epoch")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_ops.train.compare import DENSE, percent
-from sparse_ops.train.compare_report import Row
+from sparse_ops.train.compare_report import Row, mark
 from sparse_ops.train.plots import styled, subplots
 from sparse_ops.train.published import Point
 
@@ -39,7 +39,7 @@ def _error(accuracy: float) -> float:
     return max(100 - accuracy, _SMALLEST_ERROR)
 
 
-def _errors_axis(axes: "Axes", values: Sequence[float], label: bool = True) -> None:
+def _errors_axis(axes: "Axes", values: Sequence[float], marked: str) -> None:
     """A log scale of the error, labelled with accuracies, that ends just outside of the values."""
     high, low = max(values), min(values)
     margin = max((high / low) ** 0.07, 1.02)
@@ -58,8 +58,7 @@ def _errors_axis(axes: "Axes", values: Sequence[float], label: bool = True) -> N
         shown = apart
     axes.set_yticks(shown, [f"{100 - e:g}" for e in shown])
     axes.minorticks_off()
-    if label:
-        axes.set_ylabel("test accuracy (%), scale of log error")
+    axes.set_ylabel(f"test accuracy (%){marked}, scale of log error")
 
 
 def _bars(row: Row) -> tuple[float, float, float]:
@@ -123,7 +122,7 @@ def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
     axes.set_xticks(densities, [f"{percent(s)}\n1 of {_short(1 / (1 - s))}" for s in sparsities])
     axes.minorticks_off()
     axes.set_xlabel("zeros among the prunable weights, and how many weights are left (log scale)")
-    _errors_axis(axes, values)
+    _errors_axis(axes, values, mark(table))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     names = sorted(handles, key=lambda name: (name not in looks, name == DENSE))
     figure.legend([handles[n] for n in names], names, loc="outside lower center", ncols=5, fontsize=9)
@@ -166,7 +165,7 @@ def worth(table: Sequence[Row]) -> "Figure":
     else:
         right.text(0.5, 0.5, "not timed", transform=right.transAxes, ha="center", color=_GREY)
         right.set_xticks([])
-    _errors_axis(left, values)
+    _errors_axis(left, values, mark(table))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     return figure
 

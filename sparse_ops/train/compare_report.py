@@ -51,6 +51,7 @@ class Row:
     flops_left: Figure
     speedup: Figure | None
     seconds: Figure
+    select: str
     published: Point | None
 
 
@@ -76,15 +77,29 @@ def rows(records: Iterable[Record], points: Sequence[Point] = ()) -> list[Row]:
                 Figure.of([record["flops_left"] for record in group]),
                 Figure.of(speeds) if speeds else None,
                 Figure.of([record["seconds"] for record in group]),
+                group[0]["select"],
                 near[0] if near else None,
             )
         )
     return found
 
 
+def mark(table: Sequence[Row]) -> str:
+    """What has to stand beside accuracies for which the test set has chosen the epoch; else nothing."""
+    return " (best test epoch)" if any(row.select == "test" for row in table) else ""
+
+
 def cells(table: Sequence[Row]) -> list[tuple[str, ...]]:
     """The table in words: a heading, then a line per row."""
-    columns = ("zeros asked", "method", "test accuracy, %", "seeds", "zeros, %", "FLOPs left, %", "sparse speed")
+    columns = (
+        "zeros asked",
+        "method",
+        f"test accuracy, %{mark(table)}",
+        "seeds",
+        "zeros, %",
+        "FLOPs left, %",
+        "sparse speed",
+    )
     lines: list[tuple[str, ...]] = [(*columns, "training, s", "published, %")]
     for row in table:
         lines.append(
@@ -214,7 +229,7 @@ def sentence(table: Sequence[Row]) -> str:
         parts.append(f"{best.method} {best.accuracy.percent()} % at {percent(sparsity)} zeros")
     dense = [row for row in table if row.method == DENSE]
     against = f"; dense {dense[0].accuracy.percent()} %" if dense else ""
-    return "Highest mean test accuracy: " + ", ".join(parts) + against + "."
+    return f"Highest mean test accuracy{mark(table)}: " + ", ".join(parts) + against + "."
 
 
 def _title(record: Record) -> str:

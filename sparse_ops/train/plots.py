@@ -105,14 +105,19 @@ def training(curves: dict[str, list[dict[str, Any]]], method: str) -> "Figure":
     return figure
 
 
-def phases(axes: "Axes", records: list[dict[str, Any]]) -> None:
-    """Vertical lines where a phase of the method begins, with its name above the picture."""
+def phases(axes: "Axes", records: list[dict[str, Any]], room: int = 95) -> None:
+    """Vertical lines where a phase of the method begins, with its name above the picture where there is room for it.
+
+    room: letters that fit above the whole picture.
+    """
     begins = [r["epoch"] for i, r in enumerate(records) if i == 0 or records[i - 1]["phase"] != r["phase"]]
     for begin in begins:
         if begin > records[0]["epoch"]:
             axes.axvline(begin - 0.5, color="#999999", lw=0.8)
         end = min([b for b in begins if b > begin], default=records[-1]["epoch"] + 1)
         name = records[begin - records[0]["epoch"]]["phase"]
+        if (end - begin) * room < (len(name) + 1) * len(records):
+            continue
         place: Any = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 9}
         axes.annotate(name, ((begin + end) / 2 - 0.5, 1.01), color="#444444", **place)
 

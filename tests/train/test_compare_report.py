@@ -91,6 +91,9 @@ def test_notes(records):
     records[3]["commit"], records[4]["epochs_trained"] = "def", 17
     text = "\n".join(compare_report.notes(records, rows, 20))
     assert "BEST EPOCH ON THE TEST SET" in text
+    marked = compare_report.rows(records)
+    assert "test accuracy, % (best test epoch)" in compare_report.text_table(marked)
+    assert "accuracy (best test epoch): " in compare_report.sentence(marked)
     assert "more than one commit: abc, def" in text and "art ended by itself before 20 epochs" in text
 
 
