@@ -1,5 +1,6 @@
 """Image networks by name from timm (`timm:NAME`) and Hugging Face transformers (`hf:NAME`), where installed."""
 
+import difflib
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,10 +15,14 @@ def timm(name: str, shape: tuple[int, int, int], classes: int, pretrained: bool)
     except ImportError:
         raise ValueError(f"network.name is 'timm:{name}', which needs timm: pip install timm") from None
     if not timm.is_model(name.split(".")[0]):
-        near = timm.list_models(f"*{name}*")[:3]
+        near = difflib.get_close_matches(name, timm.list_models(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"network.name is 'timm:{name}', but timm {timm.__version__} has no such model{hint}")
-    return timm.create_model(name, pretrained=pretrained, in_chans=shape[0], num_classes=classes)
+    settings = {"pretrained": pretrained, "in_chans": shape[0], "num_classes": classes}
+    try:
+        return timm.create_model(name, img_size=shape[1:], **settings)
+    except TypeError:  # convolutional networks take any size, and no argument for it
+        return timm.create_model(name, **settings)
 
 
 class Logits(nn.Module):

@@ -118,18 +118,24 @@ def test_timm_gets_channels_and_classes(monkeypatch):
     asked = {}
 
     def create_model(name, **options):
+        if name == "cnn" and "img_size" in options:
+            raise TypeError("unexpected keyword argument 'img_size'")
         asked[name] = options
         return nn.Identity()
 
     fake = types.SimpleNamespace(
         create_model=create_model,
-        is_model=lambda name: name == "vit_tiny",
-        list_models=lambda pattern: ["vit_tiny"],
+        is_model=lambda name: name in ("vit_tiny", "cnn"),
+        list_models=lambda: ["cnn", "vit_tiny"],
         __version__="1.0",
     )
     monkeypatch.setitem(sys.modules, "timm", fake)
     networks.build("timm:vit_tiny.some_weights", (1, 28, 28), 7, weights="pretrained")
-    assert asked == {"vit_tiny.some_weights": {"pretrained": True, "in_chans": 1, "num_classes": 7}}
+    networks.build("timm:cnn", (1, 28, 28), 7)
+    assert asked == {
+        "vit_tiny.some_weights": {"pretrained": True, "in_chans": 1, "num_classes": 7, "img_size": (28, 28)},
+        "cnn": {"pretrained": False, "in_chans": 1, "num_classes": 7},
+    }
     with pytest.raises(ValueError, match=r"'timm:vit', but timm 1.0 has no such model; did you mean 'vit_tiny'"):
         networks.build("timm:vit", (1, 28, 28), 7)
     with pytest.raises(ValueError, match=r"network.width is 3, but timm:vit_tiny has no width"):
