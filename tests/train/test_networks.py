@@ -136,8 +136,8 @@ def test_timm_gets_channels_and_classes(monkeypatch):
         "vit_tiny.some_weights": {"pretrained": True, "in_chans": 1, "num_classes": 7, "img_size": (28, 28)},
         "cnn": {"pretrained": False, "in_chans": 1, "num_classes": 7},
     }
-    with pytest.raises(ValueError, match=r"'timm:vit', but timm 1.0 has no such model; did you mean 'vit_tiny'"):
-        networks.build("timm:vit", (1, 28, 28), 7)
+    with pytest.raises(ValueError, match=r"'timm:vit_tin', but timm 1.0 has no such model; did you mean 'vit_tiny'"):
+        networks.build("timm:vit_tin", (1, 28, 28), 7)
     with pytest.raises(ValueError, match=r"network.width is 3, but timm:vit_tiny has no width"):
         networks.build("timm:vit_tiny", (1, 28, 28), 7, width=3)
 
