@@ -204,7 +204,9 @@ def sparsity_report(model: nn.Module, selection: Selection | None = None) -> Spa
     counted: dict[int, torch.Tensor] = {}  # the tensors are held, so that no id comes twice
     if selection is not None:
         layers = [_layer(w.name, w.kind, w.parameter) for w in selection.weights]
-        return SparsityReport(tuple(layers), sum(p.numel() for p in model.parameters()))
+        sparse = [m for m in model.modules() if isinstance(m, SparseModule)]
+        beside = sum(torch.Size(m.weight_shape).numel() - m.values.numel() for m in sparse)
+        return SparsityReport(tuple(layers), sum(p.numel() for p in model.parameters()) + beside)
     for path, module in model.named_modules():
         if isinstance(module, SparseModule):
             n, shape = torch.Size(module.weight_shape).numel(), tuple(module.weight_shape)

@@ -12,12 +12,13 @@ from torch import nn
 
 from sparse_ops.masks import Count, Scope
 from sparse_ops.methods.budget import Sparsity
-from sparse_ops.methods.updater import Sparsifier, epochs
+from sparse_ops.methods.execution import Execution, RunsSparse
+from sparse_ops.methods.updater import epochs
 from sparse_ops.optim.hooks import reset_state
 from sparse_ops.prunable import Filters
 
 
-class ACDC(Sparsifier):
+class ACDC(RunsSparse):
     """Alternating Compressed/DeCompressed training.
 
     dense for `warmup_epochs`; then sparse for `compressed_epochs` and dense for `decompressed_epochs` in turns, the
@@ -27,7 +28,8 @@ class ACDC(Sparsifier):
     dense phase the pruned weights come back at zero, and with `reset_momentum` the optimiser's state is cleared where
     it begins, never where a sparse one does. The learning rate follows half a cosine over the whole run.
 
-    The defaults are the authors' 100 epochs for ImageNet. The other arguments are those of `Sparsifier`.
+    execution="sparse": layers run sparse in sparse phases, with the same result to rounding. The defaults are the
+    authors' 100 epochs for ImageNet. The other arguments are those of `Sparsifier`.
     """
 
     name = "acdc"
@@ -46,6 +48,7 @@ class ACDC(Sparsifier):
         last_dense_epochs: int = 10,
         last_sparse_epochs: int = 15,
         reset_momentum: bool = True,
+        execution: Execution = "dense",
         prunable: Filters = None,
         exclude: Filters = None,
         scope: Scope = "global",
@@ -90,6 +93,7 @@ class ACDC(Sparsifier):
             optimizer,
             sparsity,
             [(name, length) for name, length in course if length],
+            execution=execution,
             prunable=prunable,
             exclude=exclude,
             scope=scope,
@@ -122,11 +126,13 @@ class ACDC(Sparsifier):
 
     def _settings(self) -> dict[str, Any]:
         course = " ".join(f"{name} {length}" for name, length in self.course)
-        return {"course": course, "reset_momentum": self.reset_momentum}
+        return {"course": course, "reset_momentum": self.reset_momentum, "execution": self.execution}
 
     def _enter(self, phase: str) -> None:
+        self._run_dense()
         if phase == "sparse":
             self._prune(self.budget.masks(self.weights), reset=False)
+            self._run_sparse()
         elif self.masks:
             self.sweep.set_masks({})
             if self.reset_momentum:

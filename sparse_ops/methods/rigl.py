@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from sparse_ops.masks import Count, PackedMask, Scope, keep_largest
 from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.execution import Execution, RunsSparse
 from sparse_ops.methods.schedules import half_cosine, phase_steps
-from sparse_ops.methods.updater import Sparsifier, epochs
+from sparse_ops.methods.updater import epochs
 from sparse_ops.prunable import Filters
 
 
-class RigL(Sparsifier):
+class RigL(RunsSparse):
     """Sparse training with a mask that moves, from a random one that has the budget's zeros.
 
     Every `delta_t` steps before step `t_end` * total_steps, the first of all among them, the mask is changed in place
@@ -31,7 +32,8 @@ class RigL(Sparsifier):
 
     total_steps: the optimiser steps of the whole run of `total_epochs`. The start mask is drawn from a generator that
     takes its seed from torch's. scope: "erk" unless the sparsity is given layer by layer; with "global" the start mask
-    is drawn from all weights together. The other arguments are those of `Sparsifier`.
+    is drawn from all weights together. execution="sparse": layers run sparse but in the steps that change the mask,
+    with the same result to rounding. The other arguments are those of `Sparsifier`.
     """
 
     name = "rigl"
@@ -51,6 +53,7 @@ class RigL(Sparsifier):
         delta_t: int = 100,
         t_end: float = 0.75,
         anneal: Literal["method", "cosine", "constant"] = "method",
+        execution: Execution = "dense",
         prunable: Filters = None,
         exclude: Filters = None,
         scope: Scope = "erk",
@@ -82,6 +85,7 @@ class RigL(Sparsifier):
             optimizer,
             sparsity,
             [("train", total_epochs)],
+            execution=execution,
             prunable=prunable,
             exclude=exclude,
             scope="global" if isinstance(sparsity, Mapping) and scope == "erk" else scope,
@@ -121,6 +125,7 @@ class RigL(Sparsifier):
     def _enter(self, phase: str) -> None:
         chances = {name: self._chances(weight) for name, weight in self.weights.items()}
         self._prune(self.budget.masks(chances), reset=False)
+        self._after_step()
 
     def _before_step(self) -> bool:
         step = self.sweep.steps
@@ -137,6 +142,12 @@ class RigL(Sparsifier):
         self.sweep.set_masks(masks)
         self.sweep.mask_state(self.optimizer.state)
         return False
+
+    def _after_step(self) -> None:
+        if self.changes_mask(self.sweep.steps):
+            self._run_dense()
+        else:
+            self._run_sparse()
 
     def _growth(self, name: str, weight: nn.Parameter) -> Tensor:
         """What the new weights are chosen by, of the weight's shape: the largest magnitudes grow."""
@@ -157,7 +168,7 @@ class RigL(Sparsifier):
 
     def _settings(self) -> dict[str, Any]:
         own = {"alpha": self.alpha, "anneal": self.anneal, "delta_t": self.delta_t, "end_step": self.end_step}
-        return own | {"total_epochs": self.total_epochs}
+        return own | {"total_epochs": self.total_epochs, "execution": self.execution}
 
     def _method_state(self) -> dict[str, Any]:
         own = {"alpha": self.alpha, "anneal": self.anneal, "delta_t": self.delta_t, "end_step": self.end_step}

@@ -46,7 +46,7 @@ def sparsify(
     """
     threshold = _threshold(policy)
     result, moved = (model, {}) if inplace else _copied(model)
-    owners = _owners(result)
+    owners = owners_of(result)
     kinds = tuple(SPARSE_TYPES)
     layers: list[tuple[str, nn.Module]] = [(name, m) for name, m in result.named_modules() if isinstance(m, kinds)]
     inputs: list[set[LayerInput]] | None = None
@@ -66,8 +66,8 @@ def sparsify(
     if verbose:
         print(table)
     if optimizer is not None:
-        converted: Conversions = {_parameter(d): (s.values, s.pattern.gather) for d, s in swaps.items()}
-        _rekey(optimizer, moved, converted)
+        converted: Conversions = {parameter_of(d): (s.values, s.pattern.gather) for d, s in swaps.items()}
+        rekey(optimizer, moved, converted)
     return result
 
 
@@ -82,11 +82,11 @@ def densify(model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.O
     for _, sparse in sparse_layers(result):
         dense = sparse.to_dense()
         swaps[sparse] = dense
-        converted[sparse.values] = _parameter(dense), sparse.scatter
+        converted[sparse.values] = parameter_of(dense), sparse.scatter
     result = replace(result, swaps)
     result.__dict__.pop("sparsify_table", None)
     if optimizer is not None:
-        _rekey(optimizer, moved, converted)
+        rekey(optimizer, moved, converted)
     return result
 
 
@@ -117,8 +117,8 @@ def _choose(
     def row(sparse: bool, reason: str) -> LayerChoice:
         return LayerChoice(name, type(layer).__name__, tuple(weight.shape), sparsity, *times, sparse, reason)
 
-    if (obstacle := _obstacle(name, layer, weight, sparsity, owners)) is not None:
-        return row(False, obstacle), None
+    if (reason := obstacle(name, layer, weight, sparsity, owners)) is not None:
+        return row(False, reason), None
     kind = type(layer)
     if threshold is None and inputs is not None:
         if not inputs:
@@ -141,13 +141,13 @@ def _choose(
     return row(faster, reason), sparse if faster else None
 
 
-def _obstacle(name: str, layer: nn.Module, weight: Tensor, sparsity: float, owners: dict[int, list[str]]) -> str | None:
+def obstacle(name: str, layer: nn.Module, weight: Tensor, sparsity: float, owners: dict[int, list[str]]) -> str | None:
     """Why a layer cannot become sparse, or None."""
     if type(layer) not in SPARSE_TYPES:
         return f"a subclass of {next(k.__name__ for k in SPARSE_TYPES if isinstance(layer, k))}"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
-    if len(names := owners[id(_parameter(layer))]) > 1:
+    if len(names := owners[id(parameter_of(layer))]) > 1:
         return f"its weight is tied to {next(n for n in names if n.rpartition('.')[0] != name)}"
     pre_hooks = [h for h in layer._forward_pre_hooks.values() if not isinstance(h, BasePruningMethod)]
     if pre_hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
@@ -155,14 +155,14 @@ def _obstacle(name: str, layer: nn.Module, weight: Tensor, sparsity: float, owne
     return "no zeros" if sparsity == 0 else None
 
 
-def _parameter(layer: nn.Module) -> nn.Parameter:
+def parameter_of(layer: nn.Module) -> nn.Parameter:
     """The parameter behind a dense layer's weight."""
     parameter = layer._parameters.get("weight_orig", layer._parameters.get("weight"))
     assert parameter is not None
     return parameter
 
 
-def _owners(model: nn.Module) -> dict[int, list[str]]:
+def owners_of(model: nn.Module) -> dict[int, list[str]]:
     """Every place where a parameter is registered, modules that are shared counted once, by the parameter's id."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
@@ -174,7 +174,7 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 def empty_sparse(layer: nn.Module) -> SparseModule:
     """The sparse form of a dense layer, with its bias and flags but without any value; for a state_dict to fill."""
-    weight = _parameter(layer)
+    weight = parameter_of(layer)
     nothing = weight.detach().new_zeros(1).expand(weight.shape)
     sparse = SPARSE_TYPES[type(layer)].from_dense(_plain(layer, nothing))
     sparse.values.requires_grad_(weight.requires_grad)
@@ -244,7 +244,7 @@ def _copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
     return copy.deepcopy(model, memo), memo
 
 
-def _rekey(
+def rekey(
     optimizer: torch.optim.Optimizer,
     moved: dict[int, Any],
     converted: Conversions,

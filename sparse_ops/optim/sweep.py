@@ -155,6 +155,17 @@ class Sweep:
         self._masks.apply(list(self.weights.items()))
         self._seen = None
 
+    def rebind(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, PackedMask]) -> None:
+        """Watch other parameters under these names from now on, and hold these masks alone, whose weights are zero.
+
+        For layers that become sparse, whose `values` take a weight's place without a mask, or dense again.
+        """
+        self.weights.update(weights)
+        self._names = {w: name for name, w in self.weights.items()}
+        self.forget_added()
+        self._masks = self._packed("mask", masks)
+        self._seen = None
+
     def set_groups(self, groups: Mapping[str, PackedMask]) -> None:
         """For growing_l2: strength where the bit is 1, kept strength where it is 0."""
         self._groups = self._packed("group", groups)

@@ -90,9 +90,9 @@ class Trainer:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
+        self.method.load_state_dict(state["method"])  # first: it may make layers sparse that were so
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.method.load_state_dict(state["method"])
         torch.set_rng_state(state["rng"])
         if "cuda_rng" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"])

@@ -35,8 +35,8 @@ class Selection:
         """Put the kept weights and masks back; the epoch that they are of, None where nothing was kept."""
         if self.best is None:
             return None
+        method.load_state_dict(self.best["method"])  # first: it may make layers sparse that were so
         model.load_state_dict(self.best["model"])
-        method.load_state_dict(self.best["method"])
         return self.best["epoch"]
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sparse_ops import methods
 from sparse_ops.train import run_folder
 from sparse_ops.train.augment import Augmentation, Batches
 from sparse_ops.train.data import DataSet, Images, channel_statistics
@@ -12,6 +13,7 @@ from sparse_ops.train.networks import mlp
 from sparse_ops.train.progress import Plain
 from sparse_ops.train.recipe import parse
 from sparse_ops.train.run_folder import RunFolder, load_state
+from sparse_ops.train.selection import Selection
 
 CPU = torch.device("cpu")
 RECIPE = parse({"data": {"name": "digits"}, "network": {"name": "mlp"}, "method": {"name": "art", "sparsity": 0.9}})
@@ -27,7 +29,7 @@ def dataset():
     return DataSet("own", Images(images[:150], labels[:150]), Images(images[150:], labels[150:]), 3, mean, std)
 
 
-def trainer(folder, epochs=6, lr=0.1, seed=0):
+def trainer(folder, epochs=6, lr=0.1, seed=0, make=DenseTraining):
     data = dataset()
     torch.manual_seed(seed)
     network = mlp(data.shape, 3, width=16)
@@ -35,7 +37,7 @@ def trainer(folder, epochs=6, lr=0.1, seed=0):
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
     train = Batches(data.train, data, 32, device=CPU, augmentation=Augmentation(1))
     test = Batches(data.test, data, 32, device=CPU)
-    method = DenseTraining(network, optimizer, epochs)
+    method = make(network, optimizer, epochs)
     return Trainer("fold0-dense", network, optimizer, method, train, test, RECIPE, folder, Plain(), seed)
 
 
@@ -56,16 +58,27 @@ def test_it_learns_and_records(tmp_path, capsys):
     assert [line.split("epoch")[1].split()[0] for line in lines] == list("123456")  # also those of milliseconds
 
 
-def test_resume_is_bit_exact(tmp_path):
+def acdc(network, optimizer, epochs):
+    lengths = {"warmup_epochs": 1, "last_dense_epochs": 0, "last_sparse_epochs": epochs - 1}
+    return methods.ACDC(network, optimizer, 0.8, epochs, **lengths, execution="sparse")
+
+
+def rigl(network, optimizer, epochs):
+    return methods.RigL(network, optimizer, 0.8, epochs, total_steps=5 * epochs, delta_t=3, execution="sparse")
+
+
+@pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
+@pytest.mark.parametrize("make", [DenseTraining, acdc, rigl])
+def test_resume_is_bit_exact(tmp_path, make):
     whole, halves = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "halves")
     whole.path.mkdir()
     halves.path.mkdir()
-    first = trainer(whole)
+    first = trainer(whole, make=make)
     first.run(Budget())
     with pytest.raises(Stopped, match="limit of epochs"):
-        trainer(halves).run(Budget(3))
+        trainer(halves, make=make).run(Budget(3))
     halves.append_metrics({"epoch": "written after the checkpoint"})
-    second = trainer(halves)
+    second = trainer(halves, make=make)
     torch.rand(5)
     second.resume(load_state(halves / run_folder.CHECKPOINT))
     second.run(Budget())
@@ -73,6 +86,19 @@ def test_resume_is_bit_exact(tmp_path):
         assert torch.equal(a, b)
     timeless = [[{k: v for k, v in r.items() if "second" not in k} for r in f.metrics()] for f in (whole, halves)]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 6
+
+
+@pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
+@pytest.mark.parametrize("make", [acdc, rigl])
+def test_the_best_epoch_comes_back_where_layers_run_sparse(tmp_path, make):
+    run = trainer(RunFolder(tmp_path), make=make)
+    run.selection = Selection("test")
+    run.run(Budget())
+    best = run.selection.restore(run.model, run.method)
+    model = run.method.finalize()
+    accuracies = [r["test_accuracy"] for r in run.folder.metrics()]
+    assert accuracy(model, run.test.plain(), "float32") == accuracies[best - 1] == max(accuracies[1:])
+    assert sum(mask.zeros for mask in run.method.masks.values()) == round(0.8 * run.method.selection.numel)
 
 
 def test_a_lost_run_says_so(tmp_path):
