@@ -5,9 +5,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparse_ops import methods
-from sparse_ops.train import recipe
+from sparse_ops.train import optimizers, recipe
 from sparse_ops.train.recipe import parse, parse_override, read
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -30,6 +31,24 @@ def test_the_recipes_are_read_and_survive_a_round_trip(path, tmp_path):
     again = read(write(tmp_path, first.to_toml()))
     assert again == first and again.to_toml() == first.to_toml()
     assert 0.5 < first.method["sparsity"] < 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("budget", [1, 3])
+def test_the_methods_take_the_recipes_lengths(path, budget):
+    """On a small network, too small for the sparsities, whose weights the patterns of `exclude` do not know."""
+    found = read(path, {"budget": budget})
+    info = methods.get(found.method["name"])
+    arguments = {key: value for key, value in found.method.items() if key not in ("name", "exclude", "prunable")}
+    arguments["sparsity"] = 0.5
+    if info.total_steps:
+        arguments["total_steps"] = 1_000_000
+    model = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Linear(20, 10))
+    method = info.cls(model, optimizers.build(found.optimizer, model), **arguments)
+    found.schedule.check_length(method.total_epochs)
+    assert method.total_epochs >= 50
+    if found.schedule.kind != "method":
+        assert method.lr == "user" and (info.fixed_length or arguments.get("total_epochs"))
 
 
 def test_there_are_recipes():
