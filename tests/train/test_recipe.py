@@ -30,7 +30,8 @@ def test_the_recipes_are_read_and_survive_a_round_trip(path, tmp_path):
     first = read(path)
     again = read(write(tmp_path, first.to_toml()))
     assert again == first and again.to_toml() == first.to_toml()
-    assert 0.5 < first.method["sparsity"] < 1
+    sparsity = first.method["sparsity"]
+    assert 0.5 < (max(sparsity.values()) if isinstance(sparsity, dict) else sparsity) < 1
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -42,7 +43,7 @@ def test_the_methods_take_the_recipes_lengths(path, budget):
     arguments = {key: value for key, value in found.method.items() if key not in ("name", "exclude", "prunable")}
     arguments["sparsity"] = 0.5
     if info.total_steps:
-        arguments["total_steps"] = 1_000_000
+        arguments["total_steps"] = 10_000_000
     model = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Linear(20, 10))
     method = info.cls(model, optimizers.build(found.optimizer, model), **arguments)
     found.schedule.check_length(method.total_epochs)
