@@ -14,6 +14,7 @@ from typing import Any
 
 from sparse_ops.train import run_folder
 from sparse_ops.train.run_folder import RunFolder
+from sparse_ops.train.schedule import is_length
 
 LOWERS, RAISES = 0.02, 0.002  # what counts as help, per doubling
 _LOOSE = {"seed", "budget", "budgeted", "compare", "training.dense", "training.oneshot", "training.test_every"}
@@ -83,7 +84,7 @@ def _comparable(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in recipe.items():
         name = prefix + key
-        if name in _LOOSE or key.endswith("epochs") or key == "milestones":
+        if name in _LOOSE or is_length(key):
             continue
         if isinstance(value, Mapping):
             flat |= _comparable(value, name + ".")

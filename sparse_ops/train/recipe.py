@@ -141,6 +141,7 @@ class Recipe:
         if self.schedule.kind != "method":
             self.method["lr"] = "user"
         self.method = scaled_lengths(self.method, self.budget)
+        self.compare = {name: scaled_lengths(own, self.budget) for name, own in self.compare.items()}
         self.schedule = Schedule(**scaled_lengths(vars(self.schedule), self.budget))
         self.budgeted, self.budget = self.budgeted * self.budget, 1.0
         for name, table in self.compare.items():

@@ -82,8 +82,13 @@ def whole(schedule: Schedule, steps_per_epoch: int, epochs: int) -> LearningRate
     return None if schedule.kind == "method" else LearningRate(schedule, steps_per_epoch, epochs)
 
 
+def is_length(key: str) -> bool:
+    """Whether a key of [method] or [schedule] says how long something takes, which a budget multiplies."""
+    return key.endswith("epochs") or key in STEPS or key == "milestones"
+
+
 def scaled_lengths(table: dict[str, Any], budget: float) -> dict[str, Any]:
-    """The table with every length of a run (integers under keys that end in `epochs`, milestones, STEPS) times budget.
+    """The table with every length of a run times budget (integers, or a list of them, under keys of `is_length`).
 
     To the nearest integer, halves up; a length above 0 stays at least 1.
     """
@@ -93,8 +98,8 @@ def scaled_lengths(table: dict[str, Any], budget: float) -> dict[str, Any]:
 
     result = dict(table)
     for key, value in table.items():
-        if (key.endswith("epochs") or key in STEPS) and isinstance(value, int) and not isinstance(value, bool):
-            result[key] = longer(value)
-        elif key == "milestones":
+        if is_length(key) and isinstance(value, list):
             result[key] = [longer(epoch) for epoch in value]
+        elif is_length(key) and isinstance(value, int) and not isinstance(value, bool):
+            result[key] = longer(value)
     return result

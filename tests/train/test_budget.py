@@ -139,6 +139,15 @@ def test_the_command_writes_a_page(runs, capsys):
     assert (runs / "new" / "one.html").exists()
 
 
+def test_lengths_may_differ():
+    plain = parse(TABLE | {"method": {"name": "greg1", "sparsity": 0.9, "pretrain_epochs": 1}}).to_dict()
+    longer = parse(TABLE | {"method": {"name": "greg1", "sparsity": 0.9, "pretrain_epochs": 1}, "budget": 3}).to_dict()
+    assert longer["method"]["stabilize_steps"] == 3 * plain["method"]["stabilize_steps"]
+    assert budget._comparable(plain) == budget._comparable(longer)
+    longer["method"]["tau"] = 2.0
+    assert budget._comparable(plain) != budget._comparable(longer)
+
+
 def test_runs_that_do_not_belong_together(runs, tmp_path):
     with pytest.raises(ValueError, match=r"other has method.sparsity 0.8, .*x1 0.9: budgets are compared within one"):
         budget.read([runs / "x1", runs / "other"])

@@ -183,6 +183,8 @@ def test_a_budget_scales_every_length_once():
     assert [short.method[key] for key in LENGTHS] == [1, 1, 0, 1]  # what was there stays there
     steps = parse(SMALL | {"method": {"name": "greg1", "sparsity": 0.9, "pretrain_epochs": 200}, "budget": 3}).method
     assert [steps[key] for key in ("pretrain_epochs", "update_every", "stabilize_steps")] == [600, 30, 30_000]
+    rivals = parse(SMALL | {"compare": {"oneshot": {"finetune_epochs": 4}}, "budget": 2})
+    assert rivals.compare == {"oneshot": {"finetune_epochs": 8}}
     defaults = parse(SMALL).method
     assert parse(SMALL | {"budget": 3}).method["finetune_epochs"] == 3 * defaults["finetune_epochs"]
 
