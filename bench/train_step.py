@@ -1,11 +1,14 @@
 """A whole training step with a method of sparse_ops against the plain dense one.
 
     python -m bench train_step --method art --json bench/results/train_step.jsonl
+    python -m bench train_step --method acdc --network resnet8 --sparsity 0.95
 
-Forward, backward and optimiser on ResNet-32 of planes 32/64/128 (the network of ART's experiment), random images of
-CIFAR's shape, float32, channels_last. dense-torch is torch.optim.SGD(fused=True); dense-sparse_ops our SGD without a
-sweep; the method's lines are its phases, through the public API. The optimiser's share of a step is small: what counts
-is the median ratio of steps that follow one another, round by round, with its 95 % interval.
+Forward, backward and optimiser on ResNet-32 of planes 32/64/128 (the network of ART's experiment; --network takes
+another), random images of CIFAR's shape, float32, channels_last. dense-torch is torch.optim.SGD(fused=True);
+dense-sparse_ops our SGD without a sweep; the method's lines go through the public API. art: its phases. acdc: a step of
+a sparse phase, with dense and with sparse execution, zeros spread uniformly. rigl: the same, and two steps (-change) of
+which one changes the mask; sparse execution changes the layers before and after that one. The optimiser's share of a
+step is small: what counts is the median ratio of steps that follow one another, round by round, with its 95 % interval.
 """
 
 import argparse
@@ -21,10 +24,12 @@ from sparse_ops import methods, optim
 from sparse_ops.train import networks
 
 
-def stepper(make: Callable[[nn.Module], torch.optim.Optimizer], images, labels) -> tuple[nn.Module, Callable[[], None]]:
+def stepper(
+    make: Callable[[nn.Module], torch.optim.Optimizer], images, labels, network: str
+) -> tuple[nn.Module, Callable[[], None]]:
     """A fresh network with an optimiser, and one training step of it."""
     torch.manual_seed(0)
-    model = networks.build("resnet32", tuple(images.shape[1:]), 10).to(images.device, memory_format=torch.channels_last)
+    model = networks.build(network, tuple(images.shape[1:]), 10).to(images.device, memory_format=torch.channels_last)
     optimizer = make(model)
 
     def step() -> None:
@@ -37,31 +42,55 @@ def stepper(make: Callable[[nn.Module], torch.optim.Optimizer], images, labels) 
 
 def contenders(args: argparse.Namespace, images, labels) -> dict[str, Callable[[], None]]:
     settings = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
-    runs: dict[str, Callable[[], None]] = {
-        "dense-torch": stepper(lambda m: torch.optim.SGD(m.parameters(), fused=True, **settings), images, labels)[1],
-        "dense-sparse_ops": stepper(lambda m: optim.SGD(m.parameters(), **settings), images, labels)[1],
-    }
+
+    def dense(make: Callable[..., torch.optim.Optimizer], **options: bool) -> Callable[[], None]:
+        return stepper(lambda m: make(m.parameters(), **settings, **options), images, labels, args.network)[1]
+
+    def sparsified(cls: type[methods.Sparsifier], **options) -> tuple[methods.Sparsifier, Callable[[], None]]:
+        held: list[optim.SGD] = []
+
+        def ours(model: nn.Module) -> optim.SGD:
+            held.append(optim.SGD(model.parameters(), **settings))
+            return held[0]
+
+        model, step = stepper(ours, images, labels, args.network)
+        return cls(model, held[0], sparsity=args.sparsity, lr="user", **options), step
+
+    runs = {"dense-torch": dense(torch.optim.SGD, fused=True), "dense-sparse_ops": dense(optim.SGD)}
     if args.method == "art":
-        phases = {"pretrain_epochs": 1, "max_regularize_epochs": 1, "finetune_epochs": 2, "lr": "user"}
         for until in ("regularize", "finetune"):
-            held: list[optim.SGD] = []
-
-            def ours(model: nn.Module, held=held) -> optim.SGD:
-                held.append(optim.SGD(model.parameters(), **settings))
-                return held[0]
-
-            model, step = stepper(ours, images, labels)
-            method = methods.ART(model, held[0], sparsity=0.98, **phases)
+            phases = {"pretrain_epochs": 1, "max_regularize_epochs": 1, "finetune_epochs": 2}
+            method, step = sparsified(methods.ART, **phases)
             while method.phase != until:
                 step()
                 method.end_epoch(lambda _: 0.5, train_accuracy=0.5)
             runs[f"art-{until}"] = step
+    for execution in ("dense", "sparse"):
+        if args.method == "acdc":
+            lengths = {"total_epochs": 1, "warmup_epochs": 0, "last_dense_epochs": 0, "last_sparse_epochs": 1}
+            runs[f"acdc-{execution}"] = sparsified(methods.ACDC, execution=execution, scope="uniform", **lengths)[1]
+        elif args.method == "rigl":
+            for delta_t in (10**9, 2):
+                settled = {"total_steps": 10**9, "t_end": 1.0, "delta_t": delta_t, "scope": "uniform"}
+                step = sparsified(methods.RigL, execution=execution, **settled)[1]
+                step()  # it changes the mask
+                runs[f"rigl-{execution}" + ("-change" if delta_t == 2 else "")] = _twice(step) if delta_t == 2 else step
     return runs
+
+
+def _twice(step: Callable[[], None]) -> Callable[[], None]:
+    def steps() -> None:
+        step()
+        step()
+
+    return steps
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--method", default="art", choices=["art"])
+    options.add_argument("--method", default="art", choices=["art", "acdc", "rigl"])
+    options.add_argument("--network", default="resnet32", choices=["resnet8", "resnet32"])
+    options.add_argument("--sparsity", type=float, default=0.98)
     options.add_argument("--batch-size", type=int, default=64)
     options.set_defaults(rounds=30)
     args = start(options)
@@ -83,9 +112,9 @@ def main() -> None:
         report(
             args,
             op="train_step",
-            shape=f"resnet32 batch {args.batch_size}",
+            shape=f"{args.network} batch {args.batch_size}",
             dtype="float32",
-            sparsity=0.98,
+            sparsity=args.sparsity,
             contender=name,
             ms=1e3 * median,
             spread=(three - quarter) / median,

@@ -59,3 +59,15 @@ def test_train_step(monkeypatch, tmp_path):
         "art-finetune",
     ]
     assert all(set(line) >= FIELDS and line["ratio_low"] <= line["ratio"] <= line["ratio_high"] for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
+@pytest.mark.parametrize(
+    "method, own", [("acdc", ["dense", "sparse"]), ("rigl", ["dense", "dense-change", "sparse", "sparse-change"])]
+)
+def test_train_step_of_both_executions(monkeypatch, tmp_path, method, own):
+    options = ["--method", method, "--network", "resnet8", "--batch-size", "2", "--sparsity", "0.9"]
+    lines = records(monkeypatch, tmp_path, train_step, *options)
+    names = ["dense-torch", "dense-sparse_ops", *(f"{method}-{name}" for name in own)]
+    assert [line["contender"] for line in lines] == names
+    assert all(set(line) >= FIELDS and line["sparsity"] == 0.9 and line["shape"] == "resnet8 batch 2" for line in lines)
