@@ -40,13 +40,18 @@ static void closed(const Operand& operand, int64_t i, int64_t n, const T* buffer
     }
 }
 
-// The scale of |w| in the exponent of sech^2. Steep scales, of subnormal thresholds, leave the format times 2 / ln 2: they
-// are divided by a power of two, by which |w| is multiplied.
-constexpr double kExponent = -2.8853900817779268, kSteep = 1e38, kSteepFactor = 16;  // -2 / ln 2
+// Steep scales, of subnormal thresholds, leave the format times 2 / ln 2: they are divided by a power of two, by which |w|
+// is multiplied.
+constexpr double kSteep = 1e38, kSteepFactor = 16;
 
 static inline bool is_steep(const SweepScope& scope) { return scope.s > kSteep; }
-static inline double exponent_scale(const SweepScope& scope) {
-  return scope.s / (is_steep(scope) ? kSteepFactor : 1) * kExponent;
+static inline double scale_of(const SweepScope& scope) { return scope.s / (is_steep(scope) ? kSteepFactor : 1); }
+static inline double exponent_scale(const SweepScope& scope) { return scale_of(scope) * kExponent; }
+
+// What tanh_of takes is |w| times the scale and this.
+template <class V>
+static constexpr double unit_of() {
+  return sizeof(typename V::T) == 4 ? kUnit : 1;
 }
 
 // g + penalty'(w). `on` is the penalty's full factor at bit 1, `off` at bit 0; `s` is the exponent_scale.
@@ -59,8 +64,7 @@ static inline typename V::R penalised(typename V::R g, typename V::R w, typename
   if (P == Penalty::hypersparse) {
     R u = V::abs(w);
     if (__builtin_expect(steep, 0)) u = V::mul(u, V::set(kSteepFactor));
-    const R gradient = times_sech2(on, V::mul(s, u));
-    return V::select(V::nonzero(w), V::add(g, V::with_sign_of(gradient, w)), g);
+    return plus_sech2(g, w, on, V::mul(s, u));
   }
   return g;
 }
