@@ -145,8 +145,12 @@ def _same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for key in [*before, *now]:
         if before.get(key) != now.get(key):
             a, b = (keys.toml(t[key]) if key in t else "nothing" for t in (before, now))
+            known = key in before and key in now
+            version = (
+                "" if known else " (another version of sparse_ops may have other keys: go on with the one of then)"
+            )
             raise ValueError(
-                f"the comparison in {path} was begun with {key} = {a}, now it is {b}; nothing was changed, "
+                f"the comparison in {path} was begun with {key} = {a}, now it is {b}{version}; nothing was changed, "
                 "give another folder with --out"
             )
 
