@@ -101,8 +101,12 @@ class ART(Sparsifier):
 
     @classmethod
     def for_epochs(cls, epochs: int) -> dict[str, int]:
-        """A fifth of the epochs dense, at most three tenths with the penalty, the rest fine-tuning."""
-        return {"pretrain_epochs": epochs // 5, "max_regularize_epochs": 3 * epochs // 10, "total_epochs": epochs}
+        """15 % of the epochs dense, at most 65 % with the penalty, the rest fine-tuning."""
+        return {
+            "pretrain_epochs": 3 * epochs // 20,
+            "max_regularize_epochs": 13 * epochs // 20,
+            "total_epochs": epochs,
+        }
 
     @property
     def phase_epochs(self) -> int:

@@ -285,7 +285,7 @@ def test_fine_tuning_takes_what_is_left_of_the_whole_run():
     while not art.finished:
         rates.append((art.phase, art.phase_epochs, round(art.lr_factor, 4)))
         art.end_epoch(lambda model: 0.9, train_accuracy=0.8)  # the penalty's phase ends after its first epoch
-    assert len(rates) == 20 and rates[4] == ("regularize", 6, 1) and rates[5] == ("finetune", 15, 1)
-    assert [factor for *_, factor in rates[5:]] == [1] * 8 + [0.1] * 4 + [0.01] * 3
+    assert len(rates) == 20 and rates[3] == ("regularize", 13, 1) and rates[4] == ("finetune", 16, 1)
+    assert [factor for *_, factor in rates[4:]] == [1] * 8 + [0.1] * 4 + [0.01] * 4
     with pytest.raises(ValueError, match=r"ART: total_epochs is 100, less than the 60 \+ 100"):
         methods.ART(net, torch.optim.SGD(net.parameters()), sparsity=0.5, total_epochs=100)
