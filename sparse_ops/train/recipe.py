@@ -140,12 +140,12 @@ class Recipe:
         self.method = method_table.resolve(self.method)
         if self.schedule.kind != "method":
             self.method["lr"] = "user"
+        for name, table in self.compare.items():
+            method_table.check_compared(name, table)
         self.method = scaled_lengths(self.method, self.budget)
         self.compare = {name: scaled_lengths(own, self.budget) for name, own in self.compare.items()}
         self.schedule = Schedule(**scaled_lengths(vars(self.schedule), self.budget))
         self.budgeted, self.budget = self.budgeted * self.budget, 1.0
-        for name, table in self.compare.items():
-            method_table.check_compared(name, table)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
