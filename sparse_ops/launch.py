@@ -12,6 +12,7 @@ from sparse_ops import extension
 
 Backend = Literal["native", "triton", "reference"]
 _forced: list[Backend] = []
+_PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def backend(device: torch.device) -> Backend:
@@ -60,5 +61,5 @@ def unseen(tensors: Sequence[Tensor]) -> bool:
         or torch.is_grad_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors)
+        or not _PLAIN.issuperset(map(type, tensors))
     )

@@ -1,6 +1,8 @@
 """SweepInside: what optimisers share whose update, penalty, mask and statistics are one pass."""
 
 import functools
+import itertools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sparse_ops.optim.sweep import Sweep
+
+_layout = operator.attrgetter("layout")
 
 
 class Tables(NamedTuple):
@@ -63,19 +67,20 @@ class SweepInside(torch.optim.Optimizer):
 
     def _buckets(self, group: dict[str, Any], state_of: Callable[[Tensor], dict[str, Any]]) -> Iterator[Bucket]:
         """The parameters of a group that have a gradient, by device and by what `_kind(state)` tells apart."""
-        params = [p for p in group["params"] if p.grad is not None]
-        grads: list[Tensor] = [p.grad for p in params]
-        for p, grad in zip(params, grads, strict=True):
-            if grad.layout is not torch.strided:
-                raise ValueError(
-                    f"{type(self).__name__}: the gradient of a {tuple(p.shape)} parameter is {grad.layout}, "
-                    "expected a strided one (an Embedding with sparse=True needs an optimiser of its own)"
-                )
-        states = [state_of(p) for p in params]
-        keys = [(p.get_device(), kind) for p, kind in zip(params, map(self._kind, states), strict=True)]
-        if keys and keys.count(keys[0]) == len(keys):
+        pairs = [(p, grad) for p in group["params"] if (grad := p.grad) is not None]
+        params, grads = [p for p, _ in pairs], [grad for _, grad in pairs]
+        if any(map(operator.is_not, map(_layout, grads), itertools.repeat(torch.strided))):
+            p, grad = next(pair for pair in pairs if pair[1].layout is not torch.strided)
+            raise ValueError(
+                f"{type(self).__name__}: the gradient of a {tuple(p.shape)} parameter is {grad.layout}, "
+                "expected a strided one (an Embedding with sparse=True needs an optimiser of its own)"
+            )
+        states = list(map(state_of, params))
+        devices, kinds = list(map(Tensor.get_device, params)), list(map(self._kind, states))
+        if len(set(devices)) == len(set(kinds)) == 1:
             yield self._bucket(params, grads, states)
             return
+        keys = list(zip(devices, kinds, strict=True))
         for key in dict.fromkeys(keys):
             mine = [i for i, other in enumerate(keys) if other == key]
             yield self._bucket([params[i] for i in mine], [grads[i] for i in mine], [states[i] for i in mine])
@@ -160,6 +165,8 @@ class SweepInside(torch.optim.Optimizer):
 def in_storage_of(params: list[Tensor], states: list[dict[str, Any]], key: str) -> list[Tensor]:
     """One state tensor per parameter with its strides, so that both are walked in storage order without a copy."""
     tensors = [state[key] for state in states]
+    if all(map(Tensor.is_contiguous, params)) and all(map(Tensor.is_contiguous, tensors)):
+        return tensors
     for i, (p, t) in enumerate(zip(params, tensors, strict=True)):
         if not (p.is_contiguous() and t.is_contiguous()) and t.stride() != p.stride():
             tensors[i] = torch.empty_strided(p.shape, p.stride(), dtype=t.dtype, device=t.device).copy_(t)
