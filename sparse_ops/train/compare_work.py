@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from sparse_ops.train.progress import Plain
 from sparse_ops.train.run_folder import RunFolder
 
 LOG = "log.txt"
+WARNING = "warning: "  # begins a line of the log
 POLL_SECONDS = 0.5
 SPEED = (  # what a record takes of deploy's findings
     "dense_ms",
@@ -243,16 +245,24 @@ def _circumstances(settings: Settings) -> Record:
 
 @contextlib.contextmanager
 def _warnings(log: Path) -> Iterator[list[str]]:
-    """What a run warns of goes into its log and its record."""
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield said
-        finally:
-            said += dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
+    """What a run warns of goes into its log at once, and into its record, also what it said before it was killed."""
+    said = [line.removeprefix(WARNING) for line in _lines(log) if line.startswith(WARNING)]
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.append(text)
             with log.open("a") as file:
-                file.writelines(f"warning: {line}\n" for line in said)
+                file.write(f"{WARNING}{text}\n")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield said
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
 
 
 def measure(comparison: Comparison, store: Store, settings: Settings, data: DataSet) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -197,6 +198,18 @@ def test_a_run_is_claimed_by_one_process(tmp_path, recipe):
     with first.claim(made.runs[0]) as mine:
         assert mine and not _free(second, made.runs[0]) and _free(second, made.runs[1])
     assert _free(second, made.runs[0])
+
+
+def test_a_warning_is_in_log_and_record_also_after_a_kill(tmp_path):
+    log = tmp_path / "log.txt"
+    with pytest.raises(SystemExit), compare_work._warnings(log):
+        warnings.warn("a layer\nis gone", UserWarning, stacklevel=1)
+        raise SystemExit  # the process ends here
+    with compare_work._warnings(log) as said:
+        for text in ("another", "another", "a layer is gone"):
+            warnings.warn(text, UserWarning, stacklevel=1)
+    assert said == ["a layer is gone", "another"]
+    assert log.read_text() == "warning: a layer is gone\nwarning: another\n"
 
 
 def test_a_failure_stops_nobody(recipe, tmp_path, capsys):
