@@ -35,6 +35,7 @@ SHORT = {
     "set": {"total_epochs": 5, "delta_t": 3, "alpha": 0.5},
 }
 SHORT["str"] = {"epochs": 4, "initial_threshold": -3.0, "threshold_decay": 0.05}
+SHORT["differentiable"] = {"epochs": 4, "strength": 3e-3, "initial_share": 0.5}
 # Of methods that can: settings with which the constructor prunes by magnitude, and the run is short from there.
 AT_ONCE = {
     "art": {"pretrain_epochs": 0, "max_regularize_epochs": 0, "finetune_epochs": 0},

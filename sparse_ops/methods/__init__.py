@@ -3,6 +3,7 @@
 from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.collapse import CollapseWarning
+from sparse_ops.methods.diffsparse import DifferentiableSparsification
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
@@ -18,6 +19,7 @@ __all__ = [
     "SET",
     "STR",
     "CollapseWarning",
+    "DifferentiableSparsification",
     "GReg",
     "GReg2",
     "MethodInfo",

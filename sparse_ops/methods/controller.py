@@ -8,19 +8,18 @@ from sparse_ops.methods.schedules import cubic
 ACTIONS = 500  # measurements in a run
 REACHED = 0.7  # the share of the run after which the target's curve is flat
 PROPORTIONAL, INTEGRAL = 8.0, 0.2
-LIMIT = 12.0  # the strength stays within exp(+-12) of the initial one
 
 
 class Controller:
-    """strength = initial * exp(8 e + 0.2 * the sum of all e so far), both parts bounded, at every measurement.
+    """strength = initial * exp(8 e + 0.2 * the sum of all e so far), the sum and the whole within +-reach.
 
     e = log(density now / density wanted), as the density is what matters at high sparsity. The wanted sparsity rises
     along a cubic from what is measured first to the target at 70 % of the run, and stays there. There are 500
     measurements in a run, or one a step where that has fewer.
     """
 
-    def __init__(self, target: float, initial: float, total_steps: int) -> None:
-        self.target, self.initial, self.total_steps = target, initial, total_steps
+    def __init__(self, target: float, initial: float, total_steps: int, reach: float) -> None:
+        self.target, self.initial, self.total_steps, self.reach = target, initial, total_steps, reach
         self.every = max(1, total_steps // ACTIONS)
         self.first: float | None = None
         self.integral = 0.0
@@ -41,8 +40,8 @@ class Controller:
             self.first = min(sparsity, self.target)
         density, wanted = max(1 - sparsity, resolution), max(1 - self.wanted(step), resolution)
         error = math.log(density / wanted)
-        self.integral = min(max(self.integral + INTEGRAL * error, -LIMIT), LIMIT)
-        exponent = min(max(PROPORTIONAL * error + self.integral, -LIMIT), LIMIT)
+        self.integral = min(max(self.integral + INTEGRAL * error, -self.reach), self.reach)
+        exponent = min(max(PROPORTIONAL * error + self.integral, -self.reach), self.reach)
         self.strength = self.initial * math.exp(exponent)
         return self.strength
 

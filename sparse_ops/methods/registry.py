@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
+from sparse_ops.methods.diffsparse import DifferentiableSparsification
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
@@ -117,6 +118,18 @@ _METHODS = (
         "Kusupati, Ramanujan, Somani, Wortsman, Jain, Kakade, Farhadi: Soft Threshold Weight Reparameterization for "
         "Learnable Sparsity, ICML 2020, arXiv 2002.03231",
         "a threshold for each layer, trained with the weights that it shrinks",
+        exact_budget=False,
+        masked_state_zero=False,
+        total_steps=True,
+        starts_dense=False,
+        reparametrized=True,
+    ),
+    MethodInfo(
+        "differentiable",
+        DifferentiableSparsification,
+        "Lee: Differentiable Sparsification for Deep Neural Networks, arXiv 1910.03201; structured and unstructured "
+        "sparsity: arXiv 2006.13716",
+        "a trained share of each group's sum, below which weights or filters are zero, under an l_p penalty",
         exact_budget=False,
         masked_state_zero=False,
         total_steps=True,

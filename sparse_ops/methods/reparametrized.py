@@ -2,7 +2,7 @@
 
 import warnings
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Reparametrized(Sparsifier):
     is steered so that the measured sparsity reaches `sparsity`, else it is constant.
     """
 
+    reach: ClassVar[float]  # how far from the first one a controller may take the strength, in powers of e
     one_schedule = True
     works_in_steps = True
 
@@ -44,6 +45,7 @@ class Reparametrized(Sparsifier):
         strength: float,
         controller: bool,
         total_steps: int,
+        lr_factor: float,
         prunable: Filters,
         exclude: Filters,
         lr: Literal["method", "user"],
@@ -66,10 +68,10 @@ class Reparametrized(Sparsifier):
         self.strength = strength
         self._masks_at_end: dict[str, PackedMask] | None = None
         self.forms = Reparametrization(model, self.weights, self._form)
-        self.thresholds = ThresholdGroup(optimizer, self.forms.parameters, 0.0)
+        self.thresholds = ThresholdGroup(optimizer, self.forms.parameters, lr_factor)
         self._know_groups()
         target = (self.budget.zeros(self.weights) or 0) / self.selection.numel
-        self.controller = Controller(target, strength, total_steps) if controller else None
+        self.controller = Controller(target, strength, total_steps, self.reach) if controller else None
         self._apply(strength)
         self._start()
 

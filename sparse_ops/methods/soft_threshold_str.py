@@ -31,6 +31,7 @@ class STR(Reparametrized):
     """
 
     name = "str"
+    reach = 12.0
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class STR(Reparametrized):
             strength=float(threshold_decay),
             controller=controller,
             total_steps=total_steps,
+            lr_factor=1.0,
             prunable=prunable,
             exclude=exclude,
             lr=lr,

@@ -126,15 +126,18 @@ def logit(share: float) -> float:
 
 
 class ThresholdGroup:
-    """The thresholds as a parameter group of their own at the end of an optimiser's, until `remove`."""
+    """The thresholds as a parameter group of their own at the end of an optimiser's, until `remove`.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], weight_decay: float) -> None:
+    lr_factor: what the first group's learning rate is multiplied with for this one.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], lr_factor: float) -> None:
         self.optimizer, self.parameters = optimizer, parameters
         first = optimizer.param_groups[0]
-        options: dict[str, Any] = {"params": parameters, "weight_decay": weight_decay}
+        options: dict[str, Any] = {"params": parameters, "weight_decay": 0.0}
         for key in ("lr", "initial_lr"):
             if key in first:
-                options[key] = first[key].clone() if isinstance(first[key], Tensor) else first[key]
+                options[key] = first[key] * lr_factor  # a tensor gets a copy of its own
         optimizer.add_param_group(options)
 
     def _index(self) -> int | None:
@@ -149,6 +152,15 @@ class ThresholdGroup:
         index = self._index()
         assert index is not None
         self.optimizer.param_groups[index]["weight_decay"] = value
+
+    def clip_gradients_(self, limit: float, grad_scale: Tensor | None = None) -> None:
+        """Bring the thresholds' gradients into [-limit, limit], both times grad_scale."""
+        for p in self.parameters:
+            if p.grad is not None:
+                bound = torch.full_like(p.grad, limit)
+                if grad_scale is not None:
+                    bound = bound * grad_scale.to(bound.dtype)
+                p.grad.clamp_(-bound, bound)
 
     def climbing(self) -> list[Tensor]:
         """All parameters whose group maximises."""

@@ -133,7 +133,7 @@ def test_one_tied_weight_has_one_threshold():
 
 
 def test_the_controller_by_hand():
-    control = Controller(target=0.9, initial=2.0, total_steps=1000)
+    control = Controller(target=0.9, initial=2.0, total_steps=1000, reach=12.0)
     assert control.every == 2 and control.due(4) and not control.due(5)
     first = control.steer(0, 0.1, 1e-6)  # as wanted: no error
     assert first == 2.0 and control.wanted(0) == pytest.approx(0.1)
@@ -143,10 +143,10 @@ def test_the_controller_by_hand():
     assert control.steer(350, 0.75, 1e-6) == pytest.approx(2 * math.exp(8 * error + 0.2 * error))
     assert control.steer(350, 0.75, 1e-6) == pytest.approx(2 * math.exp(8 * error + 0.4 * error))
     assert control.steer(1000, 1.0, 1e-6) == pytest.approx(2 * math.exp(-12))  # nothing left: the bound
-    twin = Controller(0.9, 2.0, 1000)
+    twin = Controller(0.9, 2.0, 1000, 12.0)
     twin.load_state_dict(control.state_dict())
     assert twin.steer(800, 0.91, 1e-6) == control.steer(800, 0.91, 1e-6)
-    assert Controller(0.0, 1.0, 5).steer(5, 0.2, 1e-3) < 1.0  # a target of no zeros, and a run of five steps
+    assert Controller(0.0, 1.0, 5, 4.0).steer(5, 0.2, 1e-3) < 1.0  # a target of no zeros, and a run of five steps
 
 
 @pytest.mark.parametrize("kind", ["ours sgd", "torch adamw"])
