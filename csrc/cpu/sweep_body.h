@@ -13,10 +13,31 @@ struct Sums {  // without initialisers: an implicit constructor is compiled for 
 
 constexpr int kTerms = 32;  // registers that one call adds up
 
+// A sum of kTerms terms, in the registers' own precision and exact to twice that: adding in float64 takes two conversions
+// a register. `whole` starts so high that it stays above every term, and what it loses of one is exactly
+// (before - after) + term.
+template <class V, int kStart>
+struct Compensated {
+  typename V::R whole, lost;
+  void clear() {
+    whole = V::set(kStart);
+    lost = V::set(0);
+  }
+  void add(typename V::R term) {
+    const auto sum = V::add(whole, term);
+    lost = V::add(lost, V::add(V::sub(whole, sum), term));
+    whole = sum;
+  }
+  void join(typename V::D& total) const {
+    V::accumulate(total, V::sub(whole, V::set(kStart)));
+    V::accumulate(total, lost);
+  }
+};
+
 // Adds the new weights of a block to the sums. With x = s|w| these are, of tanh x, of x sech^2 x, and of
-// x^2 tanh x sech^2 x. N and T0 add 16 terms in the weights' precision before they join a float64, T1 and T2, which meet
-// ds/s and its square, 32: with two conversions a register, adding in float64 was a quarter of the sweep. Meanwhile `ahead`, what the next block updates, is fetched
-// into the first cache. Not inlined: its constants fill half of the registers.
+// x^2 tanh x sech^2 x, x in units of unit_of: the terms of the first lie in [0, 1], of the second in [-1.3, 0.5]. Meanwhile
+// `ahead`, what the next block updates, is fetched into the first cache. Not inlined: its constants fill half of the
+// registers.
 template <class V, bool kCurved, int kAhead>
 __attribute__((noinline)) static void observe_block(const typename V::T* w, int64_t n, const SweepScope& scope,
                                                     Sums<V>& sums, typename V::T* candidates,
@@ -24,16 +45,20 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
   using R = typename V::R;
   const bool steep = is_steep(scope);
   const R s = V::set(scale_of(scope) * unit_of<V>()), low = V::set(scope.low), high = V::set(scope.high);
-  const R zero = V::set(0);
-  R n_even = zero, n_odd = zero, t0_even = zero, t0_odd = zero, t1 = zero, t2 = zero;
+  Compensated<V, 32> t0;
+  Compensated<V, 64> t1;
+  t0.clear();
+  t1.clear();
+  R t2 = V::set(0);  // meets only the square of ds/s: its own precision will do
+  auto magnitudes = sums.n;
   int64_t count = sums.count, above_count = sums.above;
-  const auto add = [&](R u, R& n_sum, R& t0_sum) {
-    n_sum = V::add(n_sum, u);
+  const auto add = [&](R u) {
+    V::accumulate(magnitudes, u);
     if (kCurved) {
       const R x = short_of_end(V::mul(s, __builtin_expect(steep, 0) ? V::mul(u, V::set(kSteepFactor)) : u));
       const R t = tanh_of(x), xt = V::mul(x, t), xc = V::fnma(xt, t, x);
-      t0_sum = V::add(t0_sum, t);
-      t1 = V::add(t1, xc);
+      t0.add(t);
+      t1.add(xc);
       t2 = V::fma(xt, xc, t2);
     }
   };
@@ -44,8 +69,8 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
       __builtin_prefetch(ahead[k] + i + V::W);
     }
     const R u = V::abs(V::load(w + i)), v = V::abs(V::load(w + i + V::W));
-    add(u, n_even, t0_even);
-    add(v, n_odd, t0_odd);
+    add(u);
+    add(v);
     const auto u_above = V::at_least(u, high), v_above = V::at_least(v, high);
     const auto u_inside = V::without(V::at_least(u, low), u_above), v_inside = V::without(V::at_least(v, low), v_above);
     above_count += V::count(u_above, v_above);
@@ -57,32 +82,19 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
   for (; i < n; i += V::W) {
     const int lanes = n - i < V::W ? static_cast<int>(n - i) : V::W;  // of the others u is 0
     const R u = V::abs(V::load(w + i, lanes));
-    add(u, n_even, t0_even);
+    add(u);
     const auto valid = V::first(lanes), above = V::both(valid, V::at_least(u, high));
     above_count += V::count(above);
     count += V::compress(candidates + count, V::without(V::both(valid, V::at_least(u, low)), above), u);
   }
   sums.count = count;
   sums.above = above_count;
-  V::accumulate(sums.n, n_even);
-  V::accumulate(sums.n, n_odd);
+  sums.n = magnitudes;
   if (kCurved) {
-    V::accumulate(sums.t0, t0_even);
-    V::accumulate(sums.t0, t0_odd);
-    V::accumulate(sums.t1, t1);
+    t0.join(sums.t0);
+    t1.join(sums.t1);
     V::accumulate(sums.t2, t2);
   }
-}
-
-// N where adding in the weights' own precision has overflowed, though it may be a number of float64.
-template <class V>
-static double magnitudes_of(const SweepChunk& chunk) {
-  double sum = 0;
-  for (int64_t i = 0; i < chunk.n; ++i) {
-    const double w = widened<typename V::T>(chunk.w.data, chunk.w.kind, i);
-    sum += w < 0 ? -w : w;
-  }
-  return sum;
 }
 
 // The rules: S states, and the new weight from the weight, the gradient and the states, which are updated.
@@ -237,7 +249,6 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
   const double per_s = curved ? 1 / (taken * (steep ? kSteepFactor : 1)) : 0, t1 = V::total(sums.t1);
   const double t0 = curved ? V::total(sums.t0) + (scale / taken - 1) * t1 / unit_of<V>() : 0;
   out = {V::total(sums.n), t0, t1 * per_s, V::total(sums.t2) * per_s * per_s, sums.above, sums.count};
-  if (scope != nullptr && !(out.n <= 1.7976931348623157e308)) out.n = magnitudes_of<V>(chunk);
 }
 
 template <class V, class Rule>

@@ -234,8 +234,10 @@ def test_another_split_gives_the_same_sums(isa):
     for p in (whole, split):
         regularized_sgd_(**p, penalty="hypersparse", lr=0.1, momentum=0.9)
     assert torch.equal(torch.cat(split["weights"]), whole["weights"][0])
-    # 32 float32 terms at most before they join a float64: half an ulp of each sum, and these errors have random signs
-    torch.testing.assert_close(split["statistics"][:, :4], whole["statistics"][:, :4], rtol=2e-8, atol=0)
+    tolerances = [1e-12, 1e-12, 1e-12, 2e-6, 0, 0, 0]  # T2 in float32 over blocks: it meets (ds/s)^2 < 1e-4 alone
+    for column, tolerance in enumerate(tolerances):
+        a, b = split["statistics"][:, column], whole["statistics"][:, column]
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=0)
     assert torch.equal(split["statistics"][:, 4:], whole["statistics"][:, 4:])
 
 
