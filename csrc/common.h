@@ -17,12 +17,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
-enum class Isa { scalar, avx2, avx512 };
+enum class Isa { scalar, avx2, avx512, avx512_bf16 };  // the last adds products of bfloat16 pairs
 
 // The best instruction set of this processor, or the one named by the environment variable SPARSE_OPS_CPU_ISA.
 Isa isa();
 std::string isa_name();
-// For tests: "scalar", "avx2", "avx512", or "" to go back to the environment and the processor.
+// For tests: "scalar", "avx2", "avx512", "avx512_bf16", or "" to go back to the environment and the processor.
 void set_isa(const std::string& name);
 
 // f(begin, end) over disjoint pieces of [begin, end). Results must not depend on where the pieces are cut.

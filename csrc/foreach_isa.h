@@ -54,7 +54,7 @@ namespace avx512 {
 }  // namespace sparse_ops
 #pragma GCC diagnostic pop
 #pragma GCC pop_options
-#define SPARSE_OPS_DISPATCH(f) (isa() == Isa::avx512 ? avx512::f : isa() == Isa::avx2 ? avx2::f : scalar::f)
+#define SPARSE_OPS_DISPATCH(f) (isa() >= Isa::avx512 ? avx512::f : isa() == Isa::avx2 ? avx2::f : scalar::f)
 #else
 #define SPARSE_OPS_DISPATCH(f) (scalar::f)
 #endif

@@ -15,7 +15,7 @@ Isa best() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return Isa::avx2;
 #endif
   return Isa::scalar;
@@ -30,8 +30,10 @@ Isa parse(const std::string& name) {
     wanted = Isa::avx2;
   } else if (name == "avx512") {
     wanted = Isa::avx512;
+  } else if (name == "avx512_bf16") {
+    wanted = Isa::avx512_bf16;
   } else {
-    STD_TORCH_CHECK(name.empty(), "SPARSE_OPS_CPU_ISA is '", name, "'; it may be scalar, avx2 or avx512");
+    STD_TORCH_CHECK(name.empty(), "SPARSE_OPS_CPU_ISA is '", name, "'; it may be scalar, avx2, avx512 or avx512_bf16");
   }
   STD_TORCH_CHECK(wanted <= most, "SPARSE_OPS_CPU_ISA asks for ", name, ", which this processor does not have");
   return wanted;
@@ -51,6 +53,7 @@ Isa isa() {
 
 std::string isa_name() {
   switch (isa()) {
+    case Isa::avx512_bf16: return "avx512_bf16";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
     default: return "scalar";

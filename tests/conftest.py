@@ -32,7 +32,7 @@ def backend(request, device):
         yield request.param
 
 
-@pytest.fixture(params=["avx512", "avx2", "scalar"])
+@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "scalar"])
 def isa(request):
     """Each instruction set that this processor has, forced for the duration of a test of the native kernels."""
     if extension.failure() is not None:

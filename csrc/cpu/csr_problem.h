@@ -16,8 +16,12 @@ inline Dtype dtype_of(const Tensor& t) {
   }
 }
 
+// What a packed tile of b holds: the compute type; a half dtype as it is, which is half of the bytes; the same, for
+// products of pairs of bfloat16.
+enum class Panel { computed, halves, pairs };
+
 // A is (M, K). `b` belongs to its columns, `y` to its rows; N is the other dimension of both, outermost in memory where
-// `transposed`, else innermost. values, bias: of the compute type (float, double for f64).
+// `transposed`, else innermost. values, bias: of the compute type (float, double for f64); `pairs` keeps the values in bfloat16.
 struct CsrProblem {
   const int32_t* offsets;
   const int32_t* columns;
@@ -28,6 +32,7 @@ struct CsrProblem {
   int64_t M, K, N;
   bool transposed;
   Dtype dtype;
+  Panel panel;
 };
 
 }  // namespace sparse_ops

@@ -32,25 +32,30 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
   p.values = values.const_data_ptr();
   p.bias = bias ? bias->const_data_ptr() : nullptr;
   if (p.M == 0 || p.N == 0) return;
-  if (p.dtype == Dtype::f16 || p.dtype == Dtype::bf16) {
+  const int64_t vector = SPARSE_OPS_DISPATCH(vector_bytes)();
+  const bool half = p.dtype == Dtype::f16 || p.dtype == Dtype::bf16;
+  if (half && p.N > vector / 4)
+    p.panel = p.dtype == Dtype::bf16 && isa() == Isa::avx512_bf16 ? Panel::pairs : Panel::halves;
+  if (half) {
     const auto widened = SPARSE_OPS_DISPATCH(widen);
-    auto* floats = static_cast<float*>(scratch<0>((values.numel() + (bias ? p.M : 0)) * sizeof(float)));
-    widened(p.values, p.dtype, values.numel(), floats);
-    p.values = floats;
+    const int64_t count = p.panel == Panel::pairs ? 0 : values.numel();
+    auto* floats = static_cast<float*>(scratch<0>((count + (bias ? p.M : 0)) * sizeof(float)));
+    widened(p.values, p.dtype, count, floats);
+    if (count > 0) p.values = floats;
     if (bias) {
-      widened(p.bias, p.dtype, p.M, floats + values.numel());
-      p.bias = floats + values.numel();
+      widened(p.bias, p.dtype, p.M, floats + count);
+      p.bias = floats + count;
     }
   }
-  const int64_t size = p.dtype == Dtype::f64 ? 8 : 4;
+  const int64_t size = p.dtype == Dtype::f64 ? 8 : 4, panel_size = p.panel == Panel::computed ? size : 2;
   const int64_t threads = useful_threads(values.numel(), p.M, p.N);
-  const int64_t tile = p.N == 1 ? 1 : tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), kPanelBytes, threads);
+  const int64_t tile = p.N == 1 ? 1 : tile_width(p.K, p.N, panel_size, vector, kPanelBytes, threads);
   const int64_t tiles = (p.N + tile - 1) / tile;
   const auto cuts = row_cuts(p.offsets, p.M, row_parts(tiles, threads));
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1, units = tiles * parts;
   const auto run = SPARSE_OPS_DISPATCH(spmm);
   share(threads, units, [&](const auto& next) {
-    void* panel = scratch<1>(p.K * tile * size);
+    void* panel = scratch<1>(p.K * tile * panel_size);
     void* sums = scratch<2>(kSumRows * tile * size);
     int64_t packed = -1;
     for (int64_t unit = next(); unit < units; unit = next()) {

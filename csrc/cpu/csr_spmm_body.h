@@ -2,6 +2,7 @@
 // sums of the row's tile in registers: per nonzero one broadcast and one FMA per vector, no store.
 #include "lanes_body.h"
 #include "tiles_body.h"
+#include "half_tiles_body.h"
 
 constexpr int64_t kRowBlock = 16;  // rows that are written together, so that a transposed store fills a cache line
 
@@ -60,6 +61,31 @@ static void rows_times_vector(const CsrProblem& p, const A* b, int64_t begin, in
   }
 }
 
+// A tile of halves: the same with NV vectors of halves a row of the panel, two vectors of sums for each.
+template <typename T>
+static void rows_times_half_tile(const CsrProblem& p, const T* panel, int64_t tile, int64_t begin, int64_t rows,
+                                 float* sums) {
+  switch (tile / HalfLanes::count) {
+    case 1: return rows_times_halves<T, 1>(p, panel, begin, rows, sums);
+    case 2: return rows_times_halves<T, 2>(p, panel, begin, rows, sums);
+    case 4: return rows_times_halves<T, 4>(p, panel, begin, rows, sums);
+  }
+}
+
+template <typename T>
+static void spmm_half_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, T* panel,
+                           bool pack, float* sums) {
+  if (pack) pack_halves(static_cast<const T*>(p.b), p.K, p.N, first, tile, p.transposed, panel);
+  for (int64_t r = begin; r < end; r += kRowBlock) {
+    const int64_t rows = end - r < kRowBlock ? end - r : kRowBlock;
+    if (p.panel == Panel::pairs)
+      rows_times_pairs(p, reinterpret_cast<const uint16_t*>(panel), tile, r, rows, sums);
+    else
+      rows_times_half_tile(p, panel, tile, r, rows, sums);
+    unpack_panel(sums, r, rows, p.M, p.N, first, tile, p.transposed, static_cast<T*>(p.y));
+  }
+}
+
 template <typename T>
 static void spmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, void* panel_memory,
                       bool pack, void* sums_memory) {
@@ -83,10 +109,16 @@ static void spmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t 
   }
 }
 
-// Rows [begin, end) of the tile of N that starts at `first`. The panel holds K * tile compute elements and is filled
+// Rows [begin, end) of the tile of N that starts at `first`. The panel holds K * tile of its elements and is filled
 // only if `pack`; sums hold kRowBlock * tile.
 static void spmm(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, void* panel, bool pack,
                  void* sums) {
+  if (p.panel != Panel::computed) {
+    auto* floats = static_cast<float*>(sums);
+    return p.dtype == Dtype::f16
+               ? spmm_half_rows(p, first, tile, begin, end, static_cast<Half*>(panel), pack, floats)
+               : spmm_half_rows(p, first, tile, begin, end, static_cast<BFloat*>(panel), pack, floats);
+  }
   switch (p.dtype) {
     case Dtype::f32: return spmm_rows<float>(p, first, tile, begin, end, panel, pack, sums);
     case Dtype::f64: return spmm_rows<double>(p, first, tile, begin, end, panel, pack, sums);
