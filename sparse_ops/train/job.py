@@ -17,7 +17,7 @@ from sparse_ops.train.augment import Augmentation, Normalized, batches_of, steps
 from sparse_ops.train.data import DataSet, Images
 from sparse_ops.train.dense import DenseTraining
 from sparse_ops.train.image_files import ImageFiles
-from sparse_ops.train.loop import Budget, Trainer
+from sparse_ops.train.loop import FINETUNE, Budget, Trainer
 from sparse_ops.train.progress import Progress
 from sparse_ops.train.recipe import Recipe
 from sparse_ops.train.recorder import Recorder
@@ -51,6 +51,7 @@ class Outcome:
     seconds: float
     test_accuracy: float
     kept: dict[str, Any] | None
+    finetuned: int | None = None  # epochs with a fixed mask at the end; None: the method has no such phase
     selected_epoch: int = 0  # the epoch whose weights these are
     last_accuracy: float = 0.0  # on test images, after the last epoch
     validation_accuracy: float | None = None  # on held-out training images
@@ -170,7 +171,8 @@ class Job:
         outcomes = {"method": self._stage(name, data, fold, name, self.arguments)}
         epochs = outcomes["method"].epochs
         if self.recipe.training.oneshot and name != "oneshot":
-            finetune = min(self.arguments.get("finetune_epochs", epochs // 2), epochs)
+            finetuned = outcomes["method"].finetuned
+            finetune = epochs // 2 if finetuned is None else finetuned
             shared = ("sparsity", "scope", "count", "min_nonzeros", "prunable", "exclude", "strict", "lr")
             arguments = {key: value for key, value in self.arguments.items() if key in shared}
             arguments |= {"pretrain_epochs": epochs - finetune, "finetune_epochs": finetune}
@@ -218,6 +220,7 @@ class Job:
         fold_of = f" {fold + 1}/{self.options.folds}" if self.options.folds > 1 else ""
         self.progress.stage(name + fold_of, sparsifier.total_epochs, len(trainer.train))
         trainer.run(self.budget)
+        finetuned = _finetuned(sparsifier)  # before an earlier epoch's state is put back
         last_accuracy = trainer.accuracy(test) if trainer.selection.best is not None else None
         selected_epoch = trainer.selection.restore(model, sparsifier)
         trainer.model = model = sparsifier.finalize()
@@ -225,6 +228,7 @@ class Job:
         state = {
             "model": model.state_dict(),
             "epochs": trainer.epoch,
+            "finetuned": finetuned,
             "seconds": trainer.seconds,
             "test_accuracy": test_accuracy,
             "last_accuracy": test_accuracy if last_accuracy is None else last_accuracy,
@@ -297,3 +301,10 @@ class Job:
         summary["epochs"] = folds[0]["method"].epochs
         summary["epochs_per_fold"] = [fold["method"].epochs for fold in folds]
         return summary
+
+
+def _finetuned(trained: methods.Sparsifier | DenseTraining) -> int | None:
+    """How many epochs of its course a method has really fine-tuned; None where it has no such phase."""
+    if isinstance(trained, DenseTraining) or FINETUNE not in trained.phases:
+        return None
+    return sum(row["phase"] == FINETUNE for row in trained.report().history)

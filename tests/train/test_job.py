@@ -121,16 +121,32 @@ def test_one_shot_is_held_to_the_method_s_constraints(tmp_path, monkeypatch):
 
     def stage(self, name, data, fold, method, arguments):
         given[name] = arguments
-        return types.SimpleNamespace(epochs=9)
+        return types.SimpleNamespace(epochs=9, finetuned=finetuned)
 
     monkeypatch.setattr(Job, "_stage", stage)
     trained = job(tmp_path / "run", TABLE | {"method": TABLE["method"] | constraints})
-    trained._train(None, 0)
-    epochs = {
-        "pretrain_epochs": 9 - trained.arguments["finetune_epochs"],
-        "finetune_epochs": given["art"]["finetune_epochs"],
+    for finetuned, fine in ((4, 4), (0, 0), (None, 4)):  # None: no such phase, half of the epochs
+        trained._train(None, 0)
+        epochs = {"pretrain_epochs": 9 - fine, "finetune_epochs": fine}
+        assert given["oneshot"] == constraints | epochs | {"sparsity": trained.arguments["sparsity"]}
+
+
+@pytest.mark.parametrize("select", ["last", "validation"])
+def test_one_shot_fine_tunes_as_long_as_the_method_did(tmp_path, select):
+    """With total_epochs ART leaves finetune_epochs at its default, which is no length of this run."""
+    lengths = {"pretrain_epochs": 2, "max_regularize_epochs": 1, "total_epochs": 6}
+    method = {"name": "art", "sparsity": 0.9, "lambda_init": 1e-3, **lengths}
+    table = {"data": TABLE["data"] | {"validation": 200}, "method": method}
+    table["training"] = {"dense": False, "select": select}
+    with pytest.raises(Stopped):
+        job(tmp_path / "run", TABLE | table, max_epochs=6).run()  # the rival begins from the record of the stage
+    job(tmp_path / "run", TABLE | table, resume=True).run()
+    phases = {
+        stage: [r["phase"] for r in RunFolder(tmp_path / "run").metrics() if r["stage"] == f"fold0-{stage}"]
+        for stage in ("art", "oneshot")
     }
-    assert given["oneshot"] == constraints | epochs | {"sparsity": trained.arguments["sparsity"]}
+    assert phases["art"] == ["pretrain"] * 2 + ["regularize"] + ["finetune"] * 3
+    assert phases["oneshot"] == ["pretrain"] * 3 + ["finetune"] * 3
 
 
 def test_the_file_holds_the_network(finished):
