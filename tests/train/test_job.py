@@ -121,11 +121,12 @@ def test_one_shot_is_held_to_the_method_s_constraints(tmp_path, monkeypatch):
 
     def stage(self, name, data, fold, method, arguments):
         given[name] = arguments
-        return types.SimpleNamespace(epochs=9, finetuned=finetuned)
+        return types.SimpleNamespace(epochs=9, finetuned=did[0])
 
     monkeypatch.setattr(Job, "_stage", stage)
     trained = job(tmp_path / "run", TABLE | {"method": TABLE["method"] | constraints})
-    for finetuned, fine in ((4, 4), (0, 0), (None, 4)):  # None: no such phase, half of the epochs
+    did = [None]
+    for did[0], fine in ((4, 4), (0, 0), (None, 4)):  # None: no such phase, half of the epochs
         trained._train(None, 0)
         epochs = {"pretrain_epochs": 9 - fine, "finetune_epochs": fine}
         assert given["oneshot"] == constraints | epochs | {"sparsity": trained.arguments["sparsity"]}
