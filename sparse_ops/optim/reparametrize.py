@@ -31,7 +31,7 @@ class SoftThreshold(nn.Module):
         share = torch.sigmoid(self.raw)
         if self.unit == "weight":
             return soft_threshold(weight, share, self.relative, self.leaky)
-        wide = weight if weight.dtype == torch.float64 else weight.float()
+        wide = _wide(weight)
         norms = torch.linalg.vector_norm(wide.flatten(1), dim=1)
         left = soft_threshold(norms, share, self.relative, self.leaky)
         scale = left / torch.where(norms > 0, norms, 1.0)
@@ -41,7 +41,7 @@ class SoftThreshold(nn.Module):
         """d/dy of the sum of |y|^p over what is not zero, of the filters' 2-norms where filters are the unit."""
         if self.unit == "weight":
             return y.sign() * p * y.abs().clamp_min(FLOOR) ** (p - 1)
-        norms = torch.linalg.vector_norm(y.flatten(1).float(), dim=1)
+        norms = torch.linalg.vector_norm(_wide(y).flatten(1), dim=1)
         factor = (p * norms.clamp_min(FLOOR) ** (p - 2)).to(y.dtype)
         return y * factor.reshape(-1, *[1] * (y.dim() - 1))
 
@@ -118,6 +118,11 @@ class Reparametrization:
             ):
                 assert parameter.grad is not None
                 parameter.grad.add_(grad, alpha=-1 if id(parameter) in up else 1)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float32, or as it is in float64."""
+    return t if t.dtype == torch.float64 else t.float()
 
 
 def logit(share: float) -> float:

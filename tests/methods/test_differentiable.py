@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparse_ops import methods, optim
+from sparse_ops.optim.reparametrize import SoftThreshold
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
 INFO = methods.get("differentiable")
@@ -65,6 +66,16 @@ def test_a_step_is_the_formula_s(options, rule):
     optimizer.step()
     for p, old, grad in zip((*method.weights.values(), *method.forms.parameters), before, grads, strict=True):
         torch.testing.assert_close((old - p) / 0.1, grad, rtol=2e-3, atol=2e-5)
+
+
+def test_filters_of_doubles_have_the_penalty_of_doubles():
+    torch.manual_seed(0)
+    form = SoftThreshold(torch.full((1,), -9.0, dtype=torch.float64), relative=True, leaky="relu", unit="filter")
+    y = torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(sum(filter.norm() ** 0.5 for filter in y), y)
+    torch.testing.assert_close(form.penalty_gradient(y.detach(), 0.5), expected, rtol=1e-14, atol=0)
+    half = form.penalty_gradient(y.detach().bfloat16(), 0.5)
+    torch.testing.assert_close(half, expected.bfloat16(), rtol=2e-2, atol=0)
 
 
 def test_where_thresholds_start():
