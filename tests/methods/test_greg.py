@@ -343,6 +343,19 @@ def test_checkpoints_of_another_growth_or_variant():
         c.load_state_dict(a.state_dict())
 
 
+@pytest.mark.parametrize("cls", [optim.SGD, torch.optim.SGD])
+@pytest.mark.parametrize("variant", [1, 2])
+def test_the_penalty_meets_an_optimiser_without_momentum(variant, cls):
+    net = cnn()
+    optimizer = cls(net.parameters(), lr=0.1, momentum=0.9)
+    greg = methods.GReg(net, optimizer, RATIOS, 1, 100, variant=variant, **(SHORT | PICK))
+    x, y = next(batches("cnn", 1))
+    nn.functional.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    assert all(state["momentum_buffer"].any() for state in optimizer.state.values()) and len(optimizer.state) == 8
+    assert greg.end_epoch().after == "regularize" and len(optimizer.state) == 0
+
+
 def test_strict_finds_a_collapse_before_the_penalty_grows():
     net = cnn()
     with torch.no_grad():
