@@ -14,7 +14,7 @@ from sparse_ops.masks import Count, Scope
 from sparse_ops.methods.budget import Sparsity
 from sparse_ops.methods.execution import Execution, RunsSparse
 from sparse_ops.methods.updater import epochs
-from sparse_ops.optim.hooks import reset_state
+from sparse_ops.optim.hooks import zero_momentum
 from sparse_ops.prunable import Filters
 
 
@@ -25,8 +25,9 @@ class ACDC(RunsSparse):
     last of these turns sparse; dense for `last_dense_epochs`, sparse for `last_sparse_epochs`, `total_epochs` in all.
     Where the turns do not fill the epochs between exactly, their number is the nearest that does, and they share the
     epochs as evenly as whole epochs allow. A sparse phase begins with a pruning by magnitude and keeps that mask; in a
-    dense phase the pruned weights come back at zero, and with `reset_momentum` the optimiser's state is cleared where
-    it begins, never where a sparse one does. The learning rate follows half a cosine over the whole run.
+    dense phase the pruned weights come back at zero, and with `reset_momentum` momentum buffers are set to zero where
+    it begins (an optimiser without them, as Adam, is cleared), never where a sparse one does. The learning rate follows
+    half a cosine over the whole run.
 
     execution="sparse": layers run sparse in sparse phases, with the same result to rounding. The defaults are the
     authors' 100 epochs for ImageNet. The other arguments are those of `Sparsifier`.
@@ -136,7 +137,7 @@ class ACDC(RunsSparse):
         elif self.masks:
             self.sweep.set_masks({})
             if self.reset_momentum:
-                reset_state(self.optimizer)
+                zero_momentum(self.optimizer)
 
 
 def alternating(epochs: int, compressed: int, decompressed: int) -> list[int]:

@@ -126,3 +126,17 @@ def attach(optimizer: torch.optim.Optimizer, sweep: Sweep) -> Attachment:
 def reset_state(optimizer: torch.optim.Optimizer) -> None:
     """Forget momentum and moments, as a new optimiser with the same groups would start."""
     optimizer.state.clear()
+
+
+@torch.no_grad()
+def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum buffers to zero, the rest of their state as it is; other state is forgotten.
+
+    With dampening that is not a new optimiser: this one has begun, and dampens its next gradient. Adam's moments
+    cannot be zeroed alone, since their bias correction follows the count of steps.
+    """
+    for parameter, state in list(optimizer.state.items()):
+        if "momentum_buffer" not in state:
+            del optimizer.state[parameter]
+        elif state["momentum_buffer"] is not None:
+            state["momentum_buffer"].zero_()

@@ -8,7 +8,7 @@ import torch
 from method_runs import OPTIMIZERS, SHORT, Run
 from small_networks import NETWORKS, batches
 
-from sparse_ops import masks, methods
+from sparse_ops import masks, methods, optim
 from sparse_ops.methods.acdc import ACDC, alternating
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
@@ -126,7 +126,8 @@ def test_where_phases_change():
                 assert torch.equal(weights[name].detach(), w * kept) and torch.equal(momentum(name), m * kept)
                 assert m[kept].count_nonzero() > 0
         elif (phase, run.method.phase) == ("sparse", "dense"):
-            assert run.method.masks == {} and not run.optimizer.state
+            assert run.method.masks == {} and len(run.optimizer.state) == 8
+            assert all(not state["momentum_buffer"].any() for state in run.optimizer.state.values())
             assert all(torch.equal(weights[name].detach(), w) for name, (w, _) in before.items())
             assert sum((w == 0).sum().item() for w in weights.values()) == 1530
         else:
@@ -138,7 +139,29 @@ def test_where_phases_change():
 def test_momentum_may_be_kept():
     run = Run(INFO, OPTIMIZERS["torch sgd"], reset_momentum=False).until("sparse")
     run.epoch()
-    assert run.method.phase == "dense" and len(run.optimizer.state) == 8
+    assert run.method.phase == "dense"
+    assert all(state["momentum_buffer"].any() for state in run.optimizer.state.values())
+
+
+@pytest.mark.parametrize("cls", [optim.SGD, torch.optim.SGD])
+def test_momentum_is_zero_and_not_gone(cls):
+    """With dampening 0.5 the first step of a dense phase takes half of the gradient, that of a new optimiser all."""
+    run = Run(INFO, lambda p: cls(p, lr=0.05, momentum=0.9, dampening=0.5)).until("sparse")
+    run.epoch()
+    assert run.method.phase == "dense"
+    before = [p.detach().clone() for p in run.net.parameters()]
+    rate = run.optimizer.param_groups[0]["lr"]
+    run.backward(*next(batches("cnn", 1)))
+    grads = [p.grad.clone() for p in run.net.parameters()]
+    run.optimizer.step()
+    for p, old, grad in zip(run.net.parameters(), before, grads, strict=True):
+        torch.testing.assert_close(p.detach(), old - rate * 0.5 * grad, rtol=1e-5, atol=1e-7)
+
+
+def test_other_optimisers_than_those_with_momentum_begin_anew():
+    run = Run(INFO, OPTIMIZERS["torch adamw"]).until("sparse")
+    run.epoch()
+    assert run.method.phase == "dense" and not run.optimizer.state
 
 
 @pytest.mark.parametrize("name", ["ours sgd", "torch sgd"])
