@@ -13,7 +13,19 @@ from torch.nn.functional import conv2d
 
 import sparse_ops
 from bench.gpu import Skipped
-from bench.gpu_problems import FLOATS, KINDS, bits, guarded, guards_hold, op_under_test, randn, unpacked, values, within
+from bench.gpu_problems import (
+    FLOATS,
+    KINDS,
+    bits,
+    compute_eps,
+    guarded,
+    guards_hold,
+    op_under_test,
+    randn,
+    unpacked,
+    values,
+    within,
+)
 from sparse_ops.formats import Pattern
 from sparse_ops.ops.apply_masks import apply_masks_
 from sparse_ops.ops.csr_sddmm import csr_sddmm
@@ -24,6 +36,7 @@ from sparse_ops.ops.hypersparse_sums import hypersparse_sums
 from sparse_ops.ops.kth_magnitude import kth_magnitude
 from sparse_ops.ops.magnitude_mask import magnitude_mask
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
+from sparse_ops.ops.soft_threshold import soft_threshold
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
@@ -154,6 +167,39 @@ def loss(args, dtype: torch.dtype) -> None:
         factor = s * u.sum() / normalizer
         want = w.sign() * (base + factor / torch.cosh(s * w.abs()) ** 2)
         within(g, want, (base.abs() + factor).item() * (1 + (s * w).abs()), f"gradient {i}", 64)
+
+
+def shrinkage(args, dtype: torch.dtype) -> None:
+    """Soft thresholds and their gradients, one a tensor and one a row, against the formula in float64.
+
+    Weights are multiples of 1/16 and thresholds lie between two of them, so that rounding moves none across.
+    """
+    for shape in [(1,), (300,), (7, 1030), (3, 5, 3, 3)] + [(5, 400_003)] * (args.device == "cuda"):
+        n = torch.Size(shape).numel()
+        w = ((16 * randn(n, n, F32, args.device)).round() / 16).to(dtype).reshape(shape)
+        g = randn(n, n + 1, dtype, args.device).reshape(shape)
+        for groups, relative, leaky in itertools.product((1, shape[0]), (False, True), ("relu", "elu")):
+            rows, dy = w.double().reshape(groups, -1), g.double().reshape(groups, -1)
+            norms = rows.abs().sum(1, keepdim=True)
+            t = torch.full_like(norms, 0.28) if not relative else 0.28 / norms.clamp_min(1)
+            given = t.flatten().detach().clone().requires_grad_()
+            leaf = w.detach().clone().requires_grad_()
+            with op_under_test():
+                y = soft_threshold(leaf, given, relative, leaky)
+                dw, dt = torch.autograd.grad(y, [leaf, given], g)
+            level = t * norms if relative else t
+            rest, what = rows.abs() - level, f"{shape}, {groups} groups, relative {relative}, {leaky}"
+            want = rows.sign() * rest.clamp_min(0)
+            within(y.reshape(groups, -1), want, rows.abs() + level, what)
+            passing = torch.where(rest > 0, dy, dy * rest.clamp_max(0).exp() if leaky == "elu" else 0.0)
+            d = -(passing * rows.sign()).sum(1, keepdim=True)
+            size = passing.abs().sum(1, keepdim=True)
+            pull = t * d if relative else torch.zeros_like(d)
+            bound = dy.abs() + (t * size if relative else 0)
+            within(dw.reshape(groups, -1), passing + pull * rows.sign(), bound, "dw of " + what, 64)
+            slope = norms if relative else torch.ones_like(norms)
+            eps = 64 * compute_eps(dtype)
+            assert ((dt.reshape(groups, 1) - d * slope).abs() <= eps * size * slope).all(), "dt of " + what
 
 
 EPSILON = {F64: 2.0**-52, F32: 2.0**-23, F16: 2.0**-10, BF16: 2.0**-7}
@@ -346,6 +392,7 @@ def _checks() -> dict[str, Callable[[argparse.Namespace], None]]:
     for dtype in FLOATS:
         name = str(dtype).removeprefix("torch.")
         add(f"apply_masks {name}", masks_applied, dtype=dtype)
+        add(f"soft_threshold {name}", shrinkage, dtype=dtype)
         add(f"hypersparse_sums {name}", sums, kind="normal", dtype=dtype)
         add(f"hypersparse_loss hypersparse_penalty {name}", loss, dtype=dtype)
     add("hypersparse_sums denormal", sums, kind="denormal", dtype=F32)
