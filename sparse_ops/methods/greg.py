@@ -254,7 +254,9 @@ class GReg(Sparsifier):
         return left / total if total > 0 else 0.0
 
     def _settings(self) -> dict[str, Any]:
-        own = {"variant": self.variant, "kept": self.kept} | {f"{name}_lr": rate for name, rate in self.rates.items()}
+        own: dict[str, Any] = {"variant": self.variant, "kept": self.kept}
+        if self.lr == "method":  # the user's learning rate knows no phases
+            own |= {f"{name}_lr": rate for name, rate in self.rates.items()}
         return dict(self.course) | asdict(self.growth) | own
 
     def _method_state(self) -> dict[str, Any]:

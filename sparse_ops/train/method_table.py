@@ -52,6 +52,20 @@ def check_compared(name: str, table: Any) -> None:
         _typed(f"compare.{name}.{key}", value, defaults[key])
 
 
+def unused_rates(table: Mapping[str, Any], kind: str) -> list[str]:
+    """The keys that are learning rates of the method's phases, where schedule.kind or `lr` leaves it none to set."""
+    own = kind == "method" and table.get("lr") != "user"
+    return [] if own else [key for key in table if key.endswith("_lr")]
+
+
+def check_rates(prefix: str, table: Mapping[str, Any], kind: str) -> None:
+    """ValueError for a learning rate that is given and would have no effect."""
+    for key in unused_rates(table, kind):
+        why = f"schedule.kind is {kind!r}, which sets the learning rate of the whole run"
+        why = why if kind != "method" else f"{prefix}.lr is 'user', which leaves the learning rate alone"
+        raise ValueError(f"{prefix}.{key} is {table[key]}, but {why}; leave {key} out")
+
+
 def arguments(table: Mapping[str, Any]) -> dict[str, Any]:
     """What the constructor takes beside model and optimizer."""
     return {key: value for key, value in table.items() if key != "name"}

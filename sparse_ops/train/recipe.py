@@ -137,11 +137,15 @@ class Recipe:
             raise ValueError("training.select is 'validation', which needs data.validation above 0")
         if self.training.select == "test" and self.training.test_every != 1:
             raise ValueError(f"training.select is 'test', but training.test_every is {self.training.test_every}, not 1")
-        self.method = method_table.resolve(self.method)
+        given, self.method = self.method, method_table.resolve(self.method)
+        method_table.check_rates("method", given, self.schedule.kind)
         if self.schedule.kind != "method":
             self.method["lr"] = "user"
         for name, table in self.compare.items():
             method_table.check_compared(name, table)
+            method_table.check_rates(f"compare.{name}", table, self.schedule.kind)
+        for key in method_table.unused_rates(self.method, self.schedule.kind):
+            del self.method[key]
         self.method = scaled_lengths(self.method, self.budget)
         self.compare = {name: scaled_lengths(own, self.budget) for name, own in self.compare.items()}
         self.schedule = Schedule(**scaled_lengths(vars(self.schedule), self.budget))

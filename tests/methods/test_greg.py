@@ -26,6 +26,13 @@ def start(net=None, cls=optim.SGD, variant=1, **options):
     return net, optimizer, methods.GReg(net, optimizer, **(settings | options))
 
 
+def test_the_report_lists_no_learning_rate_that_was_not_applied():
+    rates = {"regularize_lr": 0.03, "finetune_lr": 0.01}
+    assert rates.items() <= start()[2].report().settings.items()
+    _, optimizer, greg = start(lr="user")
+    assert optimizer.param_groups[0]["lr"] == 0.1 and not rates.keys() & greg.report().settings.keys()
+
+
 def literal(net, variant, kept, data, decay=5e-4, count=100):
     """Plain PyTorch: yields lambda by weight, the weights after the step and the chosen ones; ends at the pruning."""
     weights = {name: dict(net.named_parameters())[name] for name in RATIOS}

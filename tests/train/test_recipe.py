@@ -195,6 +195,26 @@ def test_a_schedule_takes_the_learning_rate_from_the_method():
     assert found.method["lr"] == "user" and parse(tomllib.loads(found.to_toml())) == found
 
 
+GREG = {"name": "greg1", "sparsity": 0.9, "pretrain_epochs": 1}
+
+
+@pytest.mark.parametrize("key", ["regularize_lr", "finetune_lr"])
+def test_learning_rates_of_phases_that_nothing_would_apply_are_errors(key):
+    cosine = {"schedule": {"kind": "cosine"}}
+    why = "but schedule.kind is 'cosine', which sets the learning rate of the whole run"
+    with pytest.raises(ValueError, match=rf"^method.{key} is 0.002, {why}; leave {key} out$"):
+        parse(SMALL | cosine | {"method": GREG | {key: 0.002}})
+    with pytest.raises(ValueError, match=rf"^compare.greg2.{key} is 0.002, {why}"):
+        parse(SMALL | cosine | {"compare": {"greg2": {key: 0.002}}})
+    with pytest.raises(ValueError, match=rf"^method.{key} is 0.002, but method.lr is 'user', which leaves"):
+        parse(SMALL | {"method": GREG | {key: 0.002, "lr": "user"}})
+    assert parse(SMALL | {"method": GREG | {key: 0.002}}).method[key] == 0.002
+    assert parse(SMALL | {"compare": {"greg2": {key: 0.002}}}).compare["greg2"][key] == 0.002
+    found = parse(SMALL | cosine | {"method": GREG})
+    assert key not in found.method and f"# {key} is not given" in found.to_toml()
+    assert parse(tomllib.loads(found.to_toml())) == found
+
+
 def test_adamw_has_its_own_defaults():
     found = parse(SMALL | {"optimizer": {"name": "adamw", "beta2": 0.98}}).optimizer
     assert (found.lr, found.weight_decay, found.beta1, found.beta2) == (1e-3, 1e-2, 0.9, 0.98)
