@@ -2,7 +2,8 @@
 
 A sparse network counts as under-trained while its training loss or the entropy of its predictions on training images
 lies above the dense network's and a doubling of the budget still lowers that by more than 2 %, or raises the accuracy
-on held-out images by more than 0.2 points.
+on held-out images by more than 0.2 points. Where a recipe holds none out (data.validation), the accuracy is that on
+test images, and the verdict is marked: it may not decide how long to train.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from sparse_ops.train.run_folder import RunFolder
 from sparse_ops.train.schedule import is_length
 
 LOWERS, RAISES = 0.02, 0.002  # what counts as help, per doubling
+ON_TEST = "on test images: no decision may rest on it"  # stands beside a verdict for which none were held out
 _LOOSE = {"seed", "budget", "budgeted", "compare", "training.dense", "training.oneshot", "training.test_every"}
 
 
@@ -46,6 +48,12 @@ class Point:
     sparse: Fit
     dense: Fit | None
     test_accuracy: float
+    held_out: str = "validation"  # or "test": which images entropy and accuracy are of
+
+    @property
+    def mark(self) -> str:
+        """What has to stand beside a verdict; else nothing."""
+        return f" ({ON_TEST})" if self.held_out == "test" else ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ def _point(budget: float, summaries: list[dict[str, Any]]) -> Point:
         _mean([Fit.of(fit["method"]) for fit in fits]),
         _mean(dense) if dense else None,
         sum(summary["sparse_accuracy"] for summary in summaries) / n,
+        fits[0]["method"]["held_out_are"],
     )
 
 
@@ -164,10 +173,12 @@ def verdict(point: Point, change: Slope | None) -> tuple[bool | None, str]:
 
 def table(points: Sequence[Point]) -> list[tuple[str, ...]]:
     """A heading and two rows a budget, dense and sparse: the figures, and whether the sparse one is under-trained."""
-    heading = ("budget", "epochs", "network", "training loss", "training entropy", "held-out entropy", "accuracy")
+    held = points[0].held_out
+    figures = ("training loss", "training entropy", f"{held} entropy", f"{held} accuracy")
+    heading = ("budget", "epochs", "network", *figures)
     rows: list[tuple[str, ...]] = [(*heading, "under-trained")]
     for point, change in zip(points, slopes(points), strict=True):
-        said = {True: "yes", False: "no", None: "?"}[verdict(point, change)[0]]
+        said = {True: "yes" + point.mark, False: "no" + point.mark, None: "?"}[verdict(point, change)[0]]
         for name, fit, last in (("dense", point.dense, ""), ("sparse", point.sparse, said)):
             if fit is not None:
                 losses = (f"{fit.train_loss:.4f}", f"{fit.train_entropy:.4f}", f"{fit.entropy:.4f}")

@@ -20,7 +20,8 @@ def sentences(points: Sequence[Point]) -> list[str]:
     lines = []
     for point, change in zip(points, budget.slopes(points), strict=True):
         answer, why = budget.verdict(point, change)
-        lines.append(f"budget x{point.budget:g} ({point.epochs:g} epochs): {words[answer]}: {why}")
+        mark = "" if answer is None else point.mark
+        lines.append(f"budget x{point.budget:g} ({point.epochs:g} epochs): {words[answer]}{mark}: {why}")
     return lines
 
 
@@ -84,8 +85,8 @@ def _draw(points: Sequence[Point]) -> "Figure":
     titles = {
         "train_loss": "training loss",
         "train_entropy": "training entropy (nats)",
-        "entropy": "held-out entropy (nats)",
-        "accuracy": "held-out accuracy (%)",
+        "entropy": f"{points[0].held_out} entropy (nats)",
+        "accuracy": f"{points[0].held_out} accuracy (%)",
     }
     answers = [budget.verdict(p, change)[0] for p, change in zip(points, budget.slopes(points), strict=True)]
     for axes, (key, title) in zip(panels.flat, titles.items(), strict=True):

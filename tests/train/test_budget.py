@@ -1,5 +1,6 @@
 """Under-training: figures against formulas, slopes and the rule on numbers by hand, the command over real runs."""
 
+import dataclasses
 import json
 import math
 import re
@@ -77,6 +78,36 @@ def test_the_rule(first, second, wanted, why):
     assert answer is wanted and why in sentence
 
 
+@pytest.mark.parametrize(
+    "change, wanted",
+    [
+        ((0.02, 0.0, 0.0), False),  # more than 2 %, not 2 %
+        ((math.nextafter(0.02, 1), 0.0, 0.0), True),
+        ((0.0, 0.02, 0.0), False),
+        ((0.0, math.nextafter(0.02, 1), 0.0), True),
+        ((0.0, 0.0, 0.002), False),
+        ((0.0, 0.0, math.nextafter(0.002, 1)), True),
+        ((-0.5, -0.5, -0.5), False),
+    ],
+)
+def test_the_rule_at_its_boundaries(change, wanted):
+    (point,) = points(Fit(0.2, 0.2, 0.0, 0.9))
+    assert budget.verdict(point, budget.Slope(*change))[0] is wanted
+
+
+@pytest.mark.parametrize("last, answer", [(0.10, "yes"), (0.20, "no"), (0.05, "yes")])
+def test_a_verdict_on_test_images_is_marked(last, answer):
+    mark = "on test images: no decision may rest on it"
+    held = points(Fit(0.2, 0.2, 0.0, 0.9), Fit(last, last, 0.0, 0.9))
+    tested = [dataclasses.replace(point, held_out="test") for point in held]
+    assert budget.table(held)[2][-1] == answer and budget.table(tested)[2][-1] == f"{answer} ({mark})"
+    assert mark not in budget_report.text(held) and "validation accuracy" in budget_report.text(held)
+    words = "under-trained" if answer == "yes" else "not under-trained"
+    assert f"budget x1 (10 epochs): {words} ({mark}): " in budget_report.text(tested)
+    assert "test accuracy" in budget_report.text(tested)
+    assert mark not in budget_report.text(tested[:1])  # where nothing can be said, nothing is marked
+
+
 def test_what_cannot_be_said():
     above = Fit(0.2, 0.2, 0.0, 0.9)
     (single,) = points(above)
@@ -107,6 +138,9 @@ def runs(tmp_path_factory):
             Job(parse(TABLE | {"budget": m}), Options(run=root / f"x{m}"), Plain()).run()
         recipe = TABLE | {"method": TABLE["method"] | {"sparsity": 0.8}, "training": {"dense": False}}
         Job(parse(recipe), Options(run=root / "other"), Plain()).run()
+        tested = TABLE | {"data": {key: value for key, value in TABLE["data"].items() if key != "validation"}}
+        for m in (1, 2):
+            Job(parse(tested | {"budget": m}), Options(run=root / f"tested{m}"), Plain()).run()
     return root
 
 
@@ -130,6 +164,7 @@ def test_the_command_writes_a_page(runs, capsys):
     pytest.importorskip("matplotlib")
     assert cli.main(["budget", str(runs / "x1"), str(runs / "x4")]) == 0
     out = capsys.readouterr().out
+    assert "no decision" not in out
     assert re.search(r"^x1 +2 +dense", out, re.M) and re.search(r"^x4 +8 +sparse", out, re.M)
     assert "budget x4 (8 epochs): " in out
     page = (runs / "budget.html").read_text()
@@ -137,6 +172,15 @@ def test_the_command_writes_a_page(runs, capsys):
     assert budget_report.sentences(budget.read([runs / "x1", runs / "x4"])[0])[0].split(":")[0] in page
     assert cli.main(["budget", str(runs / "x1"), "--out", str(runs / "new" / "one.html")]) == 0
     assert (runs / "new" / "one.html").exists()
+
+
+def test_runs_that_hold_nothing_out_are_marked_on_the_page(runs, capsys):
+    pytest.importorskip("matplotlib")
+    assert cli.main(["budget", str(runs / "tested1"), str(runs / "tested2"), "--out", str(runs / "tested.html")]) == 0
+    rows = [row for row in budget.table(budget.read([runs / "tested1", runs / "tested2"])[0]) if row[2] == "sparse"]
+    assert [row[-1].split(" (")[1] for row in rows] == ["on test images: no decision may rest on it)"] * 2
+    for text in (capsys.readouterr().out, (runs / "tested.html").read_text()):
+        assert text.count("(on test images: no decision may rest on it)") >= 4  # two rows, two sentences
 
 
 def test_lengths_may_differ():

@@ -56,6 +56,17 @@ def test_there_are_recipes():
     assert {"demo", "art_cifar10_resnet32", "art_fashion_mnist_resnet32"} <= {p.stem for p in RECIPES}
 
 
+def test_every_method_has_a_recipe_for_cifar10():
+    found = {recipe.method["name"] for recipe in map(read, RECIPES) if recipe.data.name == "cifar10"}
+    assert found == set(methods.names())
+
+
+def test_extended_recipes_hold_images_out():
+    """Whether a longer budget helps is asked of them, and may not be asked of test images."""
+    found = [read(path) for path in RECIPES if path.stem.endswith("_extended")]
+    assert len(found) >= 4 and all(recipe.data.validation >= 5000 for recipe in found)
+
+
 def test_overrides_win():
     path = RECIPES[0]
     found = read(path, dict(map(parse_override, ["method.sparsity=0.5", "optimizer.lr=1", "data.name = digits"])))
