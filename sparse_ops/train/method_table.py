@@ -37,6 +37,19 @@ def resolve(table: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+def check_renamed(old: Any, table: Mapping[str, Any]) -> None:
+    """ValueError where the table's name was `old` and its other keys are still arguments of that method alone."""
+    new = table.get("name")
+    if new == old or old not in methods.names() or new not in methods.names():
+        return
+    foreign = [key for key in table if key not in ("name", *_defaults(new)) and key in _defaults(old)]
+    if foreign:
+        raise ValueError(
+            f"method.name is {new!r}, but the other keys of [method] belong to {old}: {new} does not take "
+            f"{', '.join(foreign)}; begin with a recipe of {new}"
+        )
+
+
 def check_compared(name: str, table: Any) -> None:
     """ValueError or TypeError for a table [compare.NAME] that is not one of arguments of that method's own."""
     keys.typed(f"compare.{name}", table, dict)

@@ -189,6 +189,8 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
                 raise ValueError(f"--set {key}: {name} is a value, not a table")
         inner[last] = value
     try:
+        if isinstance(own := table.get("method"), dict):
+            method_table.check_renamed(tomllib.loads(text).get("method", {}).get("name"), own)
         return parse(table)
     except (ValueError, TypeError) as error:
         overridden = any(key in str(error) for key in overrides or {})

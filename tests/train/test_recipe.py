@@ -159,6 +159,22 @@ def test_errors_of_files_name_the_file(tmp_path):
         read(RECIPES[0], {"seed.x": 1})
 
 
+def test_another_method_s_keys_are_told_from_typing_errors(tmp_path):
+    path = write(tmp_path, '[data]\nname = "digits"\n[network]\nname = "mlp"\n[method]\nname = "art"\nsparsity = 0.9\n')
+    assert read(path, {"method.name": "rigl"}).method["name"] == "rigl"
+    path.write_text(path.read_text() + "eta = 1.1\nfinetune_epochs = 3\nscope = 'erk'\n")
+    told = (
+        r"--set: method.name is 'rigl', but the other keys of \[method\] belong to art: rigl does not take eta, "
+        r"finetune_epochs; begin with a recipe of rigl"
+    )
+    with pytest.raises(ValueError, match=told):
+        read(path, {"method.name": "rigl"})
+    with pytest.raises(ValueError, match="unknown key 'method.etta'"):
+        read(path, {"method.etta": 1.0})
+    with pytest.raises(ValueError, match="there is no method 'rigll'"):
+        read(path, {"method.name": "rigll"})
+
+
 @pytest.mark.parametrize("name, cls", [("art", methods.ART), ("oneshot", methods.OneShot)])
 def test_every_default_of_the_method_is_written_out(name, cls, monkeypatch):
     """An old run means the same when a default changes: its recipe.toml says what was in force."""
