@@ -172,7 +172,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> None:
     from sparse_ops.train import compare_report, report
 
-    if (arguments.folder / compare_report.SHARED).exists():
+    if any((arguments.folder / name).exists() for name in (compare_report.SHARED, compare_report.RECORDS)):
         table, page, missing = compare_report.write(arguments.folder)
         print(f"{table}\n\n{page or missing}")
     else:

@@ -17,7 +17,7 @@ from sparse_ops.train.progress import Plain
 from sparse_ops.train.recipe import Recipe
 
 DENSE = "dense"
-_WEIGHTS = ("prunable", "exclude")
+WEIGHTS = ("prunable", "exclude")
 _OWN = ("seed", "method", "compare")  # the parts of a recipe that differ between the runs of a comparison
 
 
@@ -67,7 +67,7 @@ class Comparison:
     def shared(self) -> dict[str, Any]:
         """What decides whether runs may stand in one table: tables and keys of the recipe, the number of epochs."""
         common = {key: value for key, value in self.base.to_dict().items() if key not in _OWN}
-        weights: dict[str, Any] = {key: self.base.method[key] for key in _WEIGHTS if key in self.base.method}
+        weights: dict[str, Any] = {key: self.base.method[key] for key in WEIGHTS if key in self.base.method}
         return {"epochs": self.epochs, **weights, **common}
 
     @property

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_ops.train import keys, run_folder
-from sparse_ops.train.compare import Comparison, Run
+from sparse_ops.train import keys, method_table, run_folder
+from sparse_ops.train.compare import WEIGHTS, Comparison, Run
 
 SHARED, RECORDS, TABLE, REPORT, PICTURE = "comparison.toml", "runs.jsonl", "table.txt", "report.html", "accuracy.png"
 Record = dict[str, Any]
@@ -49,18 +49,51 @@ class Store:
                 for name in known.keys() & arguments.keys():
                     _same(self.path, {f"compare.{name}": known[name]}, {f"compare.{name}": arguments[name]})
                 arguments = known | arguments
-            elif (self / RECORDS).exists() or (self / run_folder.RECIPE).exists():
+            elif (self / run_folder.RECIPE).exists():
                 raise ValueError(f"--out {self.path} holds files of something else; give another folder")
+            else:
+                arguments = self._terms_of_records(shared, arguments) | arguments
             run_folder.write_text(path, _toml(shared, arguments))
+
+    def _terms_of_records(self, shared: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the methods that have records, where comparison.toml is gone; ValueError for other terms."""
+        known: dict[str, Any] = {}
+        for record in self.records().values():
+            recipe = json.loads(json.dumps(record["recipe"]))
+            table = recipe.pop("method", {})
+            terms = {key: recipe[key] for key in shared if key in recipe} | {"epochs": record["epochs"]}
+            terms |= {key: table[key] for key in WEIGHTS if key in table}
+            terms["training"] = terms["training"] | {key: shared["training"][key] for key in ("dense", "oneshot")}
+            wanted = shared if table else {key: value for key, value in shared.items() if key not in WEIGHTS}
+            _same(self.path, terms, wanted)
+            if table:
+                name = record["method"]
+                own = {key: value for key, value in table.items() if key not in ("name", *method_table.SHARED)}
+                if name in arguments:
+                    _same(self.path, {f"compare.{name}": own}, {f"compare.{name}": arguments[name]})
+                known[name] = own
+        return known
 
     def shared(self) -> dict[str, Any]:
         """What comparison.toml says."""
+        path = self / SHARED
+        again = f"delete {path}, and the same sparse-ops compare writes it again and keeps every finished run"
         try:
-            return tomllib.loads((self / SHARED).read_text())
+            text = path.read_text()
+            shared = tomllib.loads(text)
         except OSError:
-            raise ValueError(f"{self / SHARED} is missing: {self.path} holds no comparison") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{self / SHARED} is damaged: {error}") from None
+            raise ValueError(
+                f"{path} is missing, of which a comparison consists beside {RECORDS}; the same sparse-ops compare "
+                "writes it again and keeps every finished run"
+            ) from None
+        except ValueError as error:  # no TOML, or no text
+            raise ValueError(f"{path} is damaged ({error}); {again}") from None
+        if not text.strip():
+            raise ValueError(f"{path} is empty; {again}")
+        lacking = [key for key in ("epochs", "data", "network") if key not in shared]
+        if lacking:
+            raise ValueError(f"{path} is damaged (it lacks {', '.join(lacking)}); {again}")
+        return shared
 
     def records(self) -> dict[str, Record]:
         """Key -> the last record of each run that has one, in the order of runs.jsonl."""
@@ -97,7 +130,8 @@ class Store:
                 records[record["key"]] = record
             except (ValueError, TypeError, KeyError):
                 raise ValueError(
-                    f"{path}, line {number} is damaged; without that line the run that it was of is made again"
+                    f"{path}, line {number} is damaged; delete line {number}, and the same sparse-ops compare notes "
+                    "its run again, which is trained already if its folder is there"
                 ) from None
         return records
 

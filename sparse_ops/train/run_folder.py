@@ -44,6 +44,7 @@ class RunFolder:
             raise ValueError(f"--run {self.path} is a file, expected a folder")
         recipe, finished = self / RECIPE, (self / SUMMARY).exists()
         if resume and finished:
+            self.read_json(SUMMARY)  # a damaged one is no finished run
             raise FinishedRun(
                 f"the run in {self.path} is finished, there is nothing to resume and nothing was changed; "
                 f"sparse-ops report {self.path} makes its report again, --run DIR trains in another folder"
@@ -90,9 +91,10 @@ class RunFolder:
         return path.stat().st_size if path.exists() else 0
 
     def truncate_metrics(self, size: int) -> None:
-        """Drop the lines that were written after a checkpoint."""
+        """Drop the lines that were written after a checkpoint, and the torn end of a file that is shorter than then."""
         if (self / METRICS).exists():
-            os.truncate(self / METRICS, min(size, self.metrics_size()))
+            kept = (self / METRICS).read_bytes()[:size]
+            os.truncate(self / METRICS, kept.rfind(b"\n") + 1)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
@@ -100,19 +102,37 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Every record of metrics.jsonl."""
-        if (self / METRICS).exists():
-            for line in (self / METRICS).read_text().splitlines():
-                yield json.loads(line)
+        """Every record of metrics.jsonl; ValueError naming the line that is damaged."""
+        path = self / METRICS
+        if not path.exists():
+            return
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {number} is damaged: that epoch is lost to the curves; delete line {number}, and "
+                    f"sparse-ops report {self.path} draws the others"
+                ) from None
+            yield record
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run; ValueError where it is missing or damaged."""
         try:
-            return json.loads((self / name).read_text())
+            record = json.loads((self / name).read_text())
+            if not isinstance(record, dict):
+                raise ValueError("expected an object")
+            return record
         except OSError:
             raise ValueError(f"{self / name} is missing: {self.path} holds no finished run") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self / name} is damaged: {error}") from None
+        except ValueError as error:  # no JSON, or no text
+            raise ValueError(f"{self / name} is damaged ({error}); {self._remedy()}") from None
+
+    def _remedy(self) -> str:
+        """How summary and figures are made again: they follow from the outcomes of the stages."""
+        return f"delete {self / SUMMARY}, and the command that trained the run makes it again with --resume"
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file of the run."""

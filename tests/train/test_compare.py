@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from sparse_ops import cli, methods
 from sparse_ops.train import compare, compare_work, deploy, run_folder
-from sparse_ops.train.compare_store import RECORDS, Store
+from sparse_ops.train.compare_store import RECORDS, SHARED, Store
 from sparse_ops.train.job import Job
 from sparse_ops.train.recipe import parse, parse_override, read
 
@@ -190,8 +191,30 @@ def test_a_torn_record_is_taken_off_and_noted_again(finished, recipe, tmp_path, 
     found, wanted = Store(out).records(), Store(finished).records()
     assert {k: timeless(r) for k, r in found.items()} == {k: timeless(r) for k, r in wanted.items()}
     (out / RECORDS).write_bytes(b"{]\n" + whole)
-    with pytest.raises(ValueError, match=r"runs.jsonl, line 1 is damaged; without that line"):
+    with pytest.raises(
+        ValueError, match=r"runs.jsonl, line 1 is damaged; delete line 1, and the same sparse-ops compar"
+    ):
         Store(out).records()
+
+
+def test_a_lost_comparison_toml_is_named_and_written_again(finished, recipe, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "lost"
+    subprocess.run(["cp", "-r", str(finished), str(out)], check=True)
+    whole = (out / SHARED).read_text()
+    again = "and the same sparse-ops compare writes it again"
+    for text, cause in (("", "is empty"), ("epochs = ", "is damaged"), ("epochs = 3", "lacks data, network")):
+        (out / SHARED).write_text(text)
+        for arguments in (["report", str(out)], command(recipe, out)):
+            assert cli.main(arguments) == 2
+            said = capsys.readouterr().err
+            assert f"{out / SHARED} is" in said and cause in said and again in said and len(said.splitlines()) == 1
+    (out / SHARED).unlink()
+    assert cli.main(["report", str(out)]) == 2 and f"{out / SHARED} is missing" in capsys.readouterr().err
+    for change in (["--epochs", "10"], ["--set", "optimizer.lr=0.05"], ["--set", "compare.art.eta=1.5"]):
+        assert cli.main([*command(recipe, out), *change]) == 2 and "was begun with" in capsys.readouterr().err
+    monkeypatch.setattr(Job, "_stage", None)  # nothing is trained again
+    assert cli.main([*command(recipe, out), "--methods", "oneshot"]) == 0
+    assert tomllib.loads((out / SHARED).read_text()) == tomllib.loads(whole)
 
 
 def test_a_run_is_claimed_by_one_process(tmp_path, recipe):

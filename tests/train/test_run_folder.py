@@ -112,6 +112,35 @@ def test_metrics_written_after_a_checkpoint_are_dropped(tmp_path):
     assert list(folder.metrics()) == [{"epoch": 0}]
 
 
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    for epoch in range(3):
+        folder.append_metrics({"epoch": epoch})
+    whole = (folder / run_folder.METRICS).read_bytes()
+    for damaged, line in ((whole[:-4], 3), (b"\xff\n" + whole, 1), (whole.replace(b'{"epoch": 1}', b"3"), 2)):
+        (folder / run_folder.METRICS).write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"metrics.jsonl, line {line} is damaged: .* delete line {line}, and"):
+            list(folder.metrics())
+    (folder / run_folder.METRICS).write_bytes(whole[:-4])
+    folder.truncate_metrics(len(whole))  # a checkpoint that knows more than is there
+    folder.append_metrics({"epoch": 3})
+    assert [record["epoch"] for record in folder.metrics()] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("text", ['{"seed": ', "", "[]"])
+def test_a_damaged_summary_is_no_finished_run(tmp_path, text):
+    folder = RunFolder(tmp_path)
+    folder.begin("seed = 0\n", resume=False)
+    (folder / run_folder.SUMMARY).write_text(text)
+    told = r"summary.json is damaged \(.*\); delete .*summary.json, and the command that .* with --resume"
+    with pytest.raises(ValueError, match=told):
+        folder.begin("seed = 0\n", resume=True)
+    with pytest.raises(ValueError, match=told):
+        folder.read_json(run_folder.SUMMARY)
+    (folder / run_folder.SUMMARY).unlink()
+    assert folder.begin("seed = 0\n", resume=True) is None
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_state(path, {"weights": torch.arange(5)})
