@@ -159,6 +159,12 @@ def test_errors_of_files_name_the_file(tmp_path):
         read(RECIPES[0], {"seed.x": 1})
 
 
+def test_the_page_names_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `[method]` |"))
+    assert row.partition("(")[2].partition(")")[0].split(", ") == sorted(methods.names())
+
+
 def test_another_method_s_keys_are_told_from_typing_errors(tmp_path):
     path = write(tmp_path, '[data]\nname = "digits"\n[network]\nname = "mlp"\n[method]\nname = "art"\nsparsity = 0.9\n')
     assert read(path, {"method.name": "rigl"}).method["name"] == "rigl"
@@ -169,7 +175,7 @@ def test_another_method_s_keys_are_told_from_typing_errors(tmp_path):
     )
     with pytest.raises(ValueError, match=told):
         read(path, {"method.name": "rigl"})
-    with pytest.raises(ValueError, match="unknown key 'method.etta'"):
+    with pytest.raises(ValueError, match=r"unknown key 'method\.etta'"):
         read(path, {"method.etta": 1.0})
     with pytest.raises(ValueError, match="there is no method 'rigll'"):
         read(path, {"method.name": "rigll"})
