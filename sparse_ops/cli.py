@@ -11,7 +11,11 @@ from sparse_ops._version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 where it worked, 2 with one sentence on stderr where not, 1 for a wrong hash, 130 for Ctrl-C."""
+    """Run a command: its exit code, with one sentence on stderr where it did not work.
+
+    0: done. 1: a result that is not good: a training that diverged, runs of a comparison that failed or could not be
+    timed, a wrong hash. 2: bad input or files. 130: Ctrl-C.
+    """
     arguments = parser().parse_args(argv)
     warnings.showwarning = _one_line_warning
     try:
@@ -131,7 +135,7 @@ def _command(
 def _train(arguments: argparse.Namespace) -> int:
     from sparse_ops.train import progress, recipe, report
     from sparse_ops.train.job import Job, Options
-    from sparse_ops.train.loop import Stopped
+    from sparse_ops.train.loop import Diverged, Stopped
     from sparse_ops.train.run_folder import FinishedRun
 
     overrides = dict(map(recipe.parse_override, arguments.set))
@@ -153,6 +157,10 @@ def _train(arguments: argparse.Namespace) -> int:
         make = " (make demo ARGS=--resume)" if run == Path("runs/demo") else ""
         print(f"{why}; the same command with --resume{make} goes on, from the last whole epoch, with {run}")
         return 130 if isinstance(stop, KeyboardInterrupt) else 0
+    except Diverged as error:
+        display.close()
+        print(f"sparse-ops: {_sentence(error)}", file=sys.stderr)
+        return 1
     finally:
         display.close()
     print(f"\n{report.text_table(summary)}\n\n{report.sentence(summary)}")

@@ -1,5 +1,6 @@
 """The command sparse-ops: help with examples, one sentence on errors, exit codes, and a small run from end to end."""
 
+import json
 import subprocess
 import sys
 
@@ -117,6 +118,17 @@ def test_a_run_from_end_to_end(recipe, tmp_path, capsys):
     assert (run / "report.html").is_file() and (run / "summary.json").is_file()
     (run / "report.html").unlink()
     assert cli.main(["report", str(run)]) == 0 and (run / "report.html").is_file()
+    figures, summary = run / "figures.json", (run / "summary.json").read_text()
+    figures.write_text(figures.read_text()[:-9])
+    (run / "summary.json").write_text(summary[:-9])
+    for arguments in (["report", str(run)], [*train, "--resume"]):
+        assert cli.main(arguments) == 2
+        assert "summary.json is damaged" in (said := capsys.readouterr().err) and "--resume" in said
+    (run / "summary.json").unlink()  # what the sentence says
+    assert cli.main([*train, "--resume"]) == 0
+    again = json.loads((run / "summary.json").read_text())
+    for key in ("dense_accuracy", "sparse_accuracy", "oneshot_accuracy", "zeros", "epochs", "recipe"):
+        assert again[key] == json.loads(summary)[key]
     model = run / "model.safetensors"
     capsys.readouterr()
     assert cli.main(["verify", str(model)]) == 0
@@ -147,6 +159,19 @@ def test_ctrl_c_leaves_a_run_to_resume(recipe, tmp_path, capsys, monkeypatch):
         assert cli.main(train) == 130
     assert "interrupted; the same command with --resume goes on" in capsys.readouterr().out
     assert cli.main([*train, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("method", ["art", "rigl"])
+def test_a_training_that_diverges_is_exit_code_1(method, tmp_path, capsys):
+    """Whether the loss shows it first (art: without a mask) or the method."""
+    pytest.importorskip("sklearn")
+    lengths = {"art": "pretrain_epochs = 1", "rigl": "total_epochs = 3\ndelta_t = 3"}[method]
+    path = tmp_path / "own.toml"
+    path.write_text(RECIPE.partition("[method]")[0] + f'[method]\nname = "{method}"\nsparsity = 0.9\n{lengths}\n')
+    assert cli.main(["train", str(path), "--run", str(tmp_path / "run"), "--set", "optimizer.lr=1e30"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("sparse-ops: ") and "; a lower optimizer.lr may help" in said
+    assert ("non-finite values" in said) and len(said.splitlines()) == 1
 
 
 def test_the_hint_to_resume_the_demo_names_make(recipe, capsys, monkeypatch):

@@ -40,6 +40,10 @@ class Stopped(Exception):
     """The limit of epochs was reached, or the user interrupted; the run can be resumed."""
 
 
+class Diverged(ValueError):
+    """The loss or a weight is no longer a finite number."""
+
+
 @dataclass
 class Budget:
     """How many epochs this process may still train (--max-epochs); None is as many as the method wants."""
@@ -81,7 +85,12 @@ class Trainer:
         while not self.method.finished:
             budget.spend()
             begin = time.perf_counter()
-            record = self._epoch()
+            try:
+                record = self._epoch()
+            except ValueError as error:  # a method may find it before the loss shows it
+                if isinstance(error, Diverged) or not self._lost():
+                    raise
+                raise Diverged(f"{error}; a lower optimizer.lr may help") from error
             self.epoch += 1
             self.seconds += time.perf_counter() - begin
             self.folder.append_metrics(record)
@@ -107,6 +116,11 @@ class Trainer:
     def answers(self, batches: Normalized) -> Answers:
         """Right answers by class of the network as it is, without augmentation."""
         return answers(self.model, batches.plain(), self.recipe.training.precision)
+
+    def _lost(self) -> bool:
+        """Whether a weight or its gradient is no finite number."""
+        tensors = [t for p in self.model.parameters() for t in (p.detach(), p.grad) if t is not None]
+        return not all(bool(t.isfinite().all()) for t in tensors)
 
     def _save(self) -> None:
         state = {
@@ -192,7 +206,7 @@ class Trainer:
         total = float(loss_sum)
         if not math.isfinite(total):
             where = f"{self.stage}, epoch {self.epoch + 1}"
-            raise ValueError(f"{where}: the training loss is {total}; a lower optimizer.lr may help")
+            raise Diverged(f"{where}: the training loss is {total}; a lower optimizer.lr may help")
         return total, int(correct), seen
 
 
