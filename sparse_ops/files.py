@@ -16,7 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from sparse_ops import encodings
 from sparse_ops.checks import FLOATS
 from sparse_ops.encodings import Encoding, Form, Header, Kind, join
-from sparse_ops.nn import swap
+from sparse_ops.nn import parametrized, swap
 from sparse_ops.nn.base import SparseModule, matrix_shape
 from sparse_ops.planning import table
 
@@ -27,11 +27,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     A sparse layer is stored as <module>.values, <module>.row_offsets and <module>.columns; a dense tensor with many
     zeros is stored compressed and restored dense, without loss; a tensor that stands at several places is stored once;
     what torch.nn.utils.prune masks is stored as the product of its two halves, under the name that it has without.
-    Needs the package safetensors. Raises ValueError for a state_dict that holds something else than tensors.
+    Needs the package safetensors. Raises ValueError for a state_dict that holds something else than tensors, and for a
+    model whose weights a method still computes from thresholds (`finalize` or `sparse_ops.methods.bake` ends that).
     """
     from safetensors.torch import save_file
 
     _check_arguments("save(model, path)", model, path)
+    parametrized.refuse("save", model)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))

@@ -11,6 +11,7 @@ from sparse_ops.methods.registry import MethodInfo, get, names
 from sparse_ops.methods.rigl import SET, RigL
 from sparse_ops.methods.soft_threshold_str import STR
 from sparse_ops.methods.updater import PhaseChange, Sparsifier
+from sparse_ops.nn.parametrized import bake
 
 __all__ = [
     "ACDC",
@@ -27,6 +28,7 @@ __all__ = [
     "PhaseChange",
     "RigL",
     "Sparsifier",
+    "bake",
     "get",
     "names",
 ]

@@ -105,7 +105,8 @@ class Reparametrized(Sparsifier):
     def apply_masks_(self, other_model: nn.Module) -> None:
         """Zero what is zero here in a copy or an average (EMA) of the model, parametrized like it or plain.
 
-        Of a parametrized copy these are the trained weights; its own thresholds then work on what is left.
+        Of a parametrized copy these are the trained weights; its own thresholds then work on what is left, and it stays
+        parametrized, so that an average takes further updates: `sparse_ops.methods.bake` makes it a plain network.
         """
         apply_masks(other_model, self.masks)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
-from sparse_ops.nn import choice
+from sparse_ops.nn import choice, parametrized
 from sparse_ops.nn.base import SparseModule, dense_weight
 from sparse_ops.nn.choice import LayerChoice, LayerInput, SparsifyTable
 from sparse_ops.nn.conv import SparseConv2d
@@ -42,9 +42,11 @@ def sparsify(
     is kept as `sparsify_table` on the model that is returned.
 
     A converted layer keeps no dense copy of its weight. `densify` is the inverse. Raises ValueError for a policy that
-    is none of these, ValueError or TypeError for an example that the model refuses.
+    is none of these, and for a model whose weights a method still computes from thresholds (`finalize` or
+    `sparse_ops.methods.bake` ends that); ValueError or TypeError for an example that the model refuses.
     """
     threshold = _threshold(policy)
+    parametrized.refuse("sparsify", model)
     result, moved = (model, {}) if inplace else _copied(model)
     owners = owners_of(result)
     kinds = tuple(SPARSE_TYPES)

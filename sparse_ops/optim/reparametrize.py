@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from sparse_ops.nn.parametrized import Form, put_on, take_off
 from sparse_ops.ops.soft_threshold import Leaky, soft_threshold
 
 FLOOR = 1e-4  # smaller magnitudes count as this in the derivative of |a|^p, which has no bound at 0
 
 
-class SoftThreshold(nn.Module):
+class SoftThreshold(Form):
     """w -> sign(w) relu(|w| - t_g), t_g = sigmoid(raw_g), times the group's sum of magnitudes where `relative`.
 
     raw: (1,), the weight is one group, or (filters,), a group each. unit="filter": whole filters vanish, w_f
@@ -62,11 +62,11 @@ class Reparametrization:
         self.forms = {name: make(name, w).to(w.device) for name, w in weights.items()}
         names = {id(w): name for name, w in weights.items()}
         self._places: list[tuple[nn.Module, str]] = []
-        self._order = {module: list(module._parameters) for module in model.modules()}
         for module in list(model.modules()):
+            order = list(module._parameters)
             for leaf, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
                 if id(parameter) in names:
-                    parametrize.register_parametrization(module, leaf, self.forms[names[id(parameter)]], unsafe=True)
+                    put_on(module, leaf, self.forms[names[id(parameter)]], order)
                     self._places.append((module, leaf))
 
     @property
@@ -85,13 +85,13 @@ class Reparametrization:
 
     @torch.no_grad()
     def remove(self, keep: bool) -> None:
-        """Give the modules their plain Parameters back: with the weights in use (keep), or as they were trained."""
+        """Give the modules their plain Parameters back: with the weights in use (keep), or as they were trained.
+
+        Copies of the model keep theirs, and their thresholds.
+        """
         values = self.effective() if keep else {}
         for module, leaf in self._places:
-            parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
-        for module, _ in self._places:
-            for leaf in self._order[module]:  # optimisers number parameters: they shall come in the old order
-                module._parameters[leaf] = module._parameters.pop(leaf)
+            take_off(module, leaf)
         self._places = []
         for name, value in values.items():
             self.weights[name].copy_(value)
