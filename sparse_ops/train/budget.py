@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ops.train import run_folder
+from sparse_ops.train.method_table import GROWTHS
 from sparse_ops.train.run_folder import RunFolder
 from sparse_ops.train.schedule import is_length
 
@@ -76,7 +77,7 @@ def read(paths: Sequence[Path]) -> tuple[list[Point], dict[str, Any]]:
     for path, summary in summaries:
         if "fit" not in summary:
             raise ValueError(f"{path} has no record of its training loss and entropy; train it again")
-        mine, other = (_comparable(s["recipe"]) for s in (first, summary))
+        mine, other = (_comparable(s["recipe"]) | _growths(s["recipe"]) for s in (first, summary))
         for key in sorted(mine.keys() | other.keys()):
             if mine.get(key) != other.get(key):
                 raise ValueError(
@@ -99,6 +100,13 @@ def _comparable(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _growths(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a budget has slowed, as it is at budget 1."""
+    method = recipe["method"]
+    found = {key: method[key] ** recipe["budgeted"] for key in GROWTHS.get(method["name"], ()) if key in method}
+    return {f"method.{key}": float(f"{value:.12g}") for key, value in found.items()}
 
 
 def _point(budget: float, summaries: list[dict[str, Any]]) -> Point:

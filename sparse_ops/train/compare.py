@@ -136,7 +136,8 @@ def _method(base: Recipe, name: str, sparsity: float, epochs: int) -> dict[str, 
         lengths = cls.for_epochs(epochs)
     except ValueError as error:
         raise ValueError(f"{name} in {epochs} epochs: {error}") from None
-    return {"name": name, **own, **lengths, **base.compare.get(name, {}), **shared, "sparsity": sparsity}
+    slowed = method_table.growths(name, base.budgeted)
+    return {"name": name, **slowed, **own, **lengths, **base.compare.get(name, {}), **shared, "sparsity": sparsity}
 
 
 def check(comparison: Comparison, data: DataSet, options: Options) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 from sparse_ops import methods
 from sparse_ops.train import keys
+from sparse_ops.train.schedule import scaled_lengths
 
 _NOT_IN_A_RECIPE = ("model", "optimizer", "total_steps", "variant")  # follow from the rest of the recipe
 SHARED = ("sparsity", "prunable", "exclude")  # what a comparison gives every method alike
+GROWTHS = {"art": ("eta",)}  # method -> arguments that multiply something in each epoch
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -77,6 +79,24 @@ def check_rates(prefix: str, table: Mapping[str, Any], kind: str) -> None:
         why = f"schedule.kind is {kind!r}, which sets the learning rate of the whole run"
         why = why if kind != "method" else f"{prefix}.lr is 'user', which leaves the learning rate alone"
         raise ValueError(f"{prefix}.{key} is {table[key]}, but {why}; leave {key} out")
+
+
+def scaled(name: str, table: Mapping[str, Any], budget: float) -> dict[str, Any]:
+    """A method's table with every length times budget, and what grows from epoch to epoch slowed by as much.
+
+    ART's penalty grows times eta an epoch, and times eta^(1 / budget) here: the same curve over a longer phase.
+    """
+    result = scaled_lengths(dict(table), budget)
+    for key in set(GROWTHS.get(name, ())) & result.keys():
+        if result[key] > 0:  # the method itself refuses the others
+            result[key] = result[key] ** (1 / budget)
+    return result
+
+
+def growths(name: str, budget: float) -> dict[str, Any]:
+    """The defaults of what grows from epoch to epoch, for a run of so many times the usual length."""
+    defaults = _defaults(name)
+    return scaled(name, {key: defaults[key] for key in GROWTHS.get(name, ())}, budget)
 
 
 def arguments(table: Mapping[str, Any]) -> dict[str, Any]:

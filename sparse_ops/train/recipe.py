@@ -71,9 +71,9 @@ class Training:
 class Recipe:
     """A whole recipe. `method` is a table: name, and every argument of that method (sparse_ops.methods).
 
-    budget multiplies the lengths of method and schedule (`schedule.scaled_lengths`) when a recipe is read. What is read
-    holds the longer lengths with budget 1, and `budgeted` says how often they have grown: writing a recipe out and
-    reading it again changes nothing.
+    budget multiplies the lengths of method and schedule (`method_table.scaled`, `schedule.scaled_lengths`) when a
+    recipe is read. What is read holds the longer lengths with budget 1, and `budgeted` says how often they have grown:
+    writing a recipe out and reading it again changes nothing.
     """
 
     data: Data
@@ -146,8 +146,8 @@ class Recipe:
             method_table.check_rates(f"compare.{name}", table, self.schedule.kind)
         for key in method_table.unused_rates(self.method, self.schedule.kind):
             del self.method[key]
-        self.method = scaled_lengths(self.method, self.budget)
-        self.compare = {name: scaled_lengths(own, self.budget) for name, own in self.compare.items()}
+        self.method = method_table.scaled(self.method["name"], self.method, self.budget)
+        self.compare = {name: method_table.scaled(name, own, self.budget) for name, own in self.compare.items()}
         self.schedule = Schedule(**scaled_lengths(vars(self.schedule), self.budget))
         self.budgeted, self.budget = self.budgeted * self.budget, 1.0
 

@@ -192,6 +192,23 @@ def test_lengths_may_differ():
     assert budget._comparable(plain) != budget._comparable(longer)
 
 
+def test_art_s_growth_may_differ_as_the_budgets_do(tmp_path):
+    figures = {"loss": 1.0, "entropy": 1.0, "accuracy": 0.5}
+    fits = {"method": {"train": figures, "held_out": figures, "held_out_are": "validation"}}
+
+    def run(name, **more):
+        recipe = parse(TABLE | {"method": {"name": "art", "sparsity": 0.9} | more.pop("method", {})} | more).to_dict()
+        summary = {"recipe": recipe, "fit": fits, "epochs": 1, "sparse_accuracy": 0.5}
+        (tmp_path / name).mkdir()
+        run_folder.RunFolder(tmp_path / name).write_json(run_folder.SUMMARY, summary)
+        return tmp_path / name
+
+    x1, x3 = run("x1"), run("x3", budget=3)
+    assert [point.budget for point in budget.read([x1, x3])[0]] == [1, 3]
+    with pytest.raises(ValueError, match=r"faster has method.eta 1.1, .*x1 1.05: budgets are compared within one"):
+        budget.read([x1, run("faster", budget=2, method={"eta": 1.1})])
+
+
 def test_runs_that_do_not_belong_together(runs, tmp_path):
     with pytest.raises(ValueError, match=r"other has method.sparsity 0.8, .*x1 0.9: budgets are compared within one"):
         budget.read([runs / "x1", runs / "other"])

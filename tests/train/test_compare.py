@@ -279,6 +279,18 @@ def test_the_terms(recipe):
     assert parse(dataclasses.asdict(made.runs[1].recipe)) == made.runs[1].recipe
 
 
+def test_a_budget_slows_art_s_penalty_wherever_eta_is_from(recipe):
+    """The default, [method] of ART's own recipe, [compare.art] of another's: once, and alike."""
+    for overrides, eta in (
+        ({"method.eta": 1.331}, 1.331),
+        ({"method": {"name": "oneshot", "sparsity": 0.5}}, 1.05),
+        ({"method": {"name": "oneshot", "sparsity": 0.5}, "compare.art.eta": 1.331}, 1.331),
+    ):
+        for budget in (1, 3):
+            made = compare.make(read(recipe, overrides | {"budget": budget}), ["art"], [0.9], [0], 20)
+            assert made.runs[1].recipe.method["eta"] == pytest.approx(eta ** (1 / budget), rel=1e-12)
+
+
 def test_every_method_takes_the_epochs_that_it_is_given(recipe, tmp_path):
     base = read(recipe)
     made = compare.make(base, methods.names(), [0.9], [0], 20)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparse_ops import methods
+from sparse_ops.methods.schedules import growing
 from sparse_ops.train import optimizers, recipe
 from sparse_ops.train.recipe import parse, parse_override, read
 
@@ -220,6 +221,26 @@ def test_a_budget_scales_every_length_once():
     assert rivals.compare == {"oneshot": {"finetune_epochs": 8}}
     defaults = parse(SMALL).method
     assert parse(SMALL | {"budget": 3}).method["finetune_epochs"] == 3 * defaults["finetune_epochs"]
+
+
+@pytest.mark.parametrize("budget", [0.5, 3])
+def test_a_budget_keeps_the_curve_of_art_s_penalty(budget):
+    """At the same share of its phase lambda is what it would be without the budget."""
+
+    def strengths(**more):
+        found = parse(SMALL | method(**LENGTHS | {"max_regularize_epochs": 6, "total_epochs": 0}, eta=1.3) | more)
+        epochs = found.method["max_regularize_epochs"]
+        return [growing(found.method["lambda_init"], found.method["eta"], e) for e in range(epochs)]
+
+    plain, scaled = strengths(), strengths(budget=budget)
+    assert len(scaled) == budget * len(plain)
+    step = max(1, int(budget)), max(1, int(1 / budget))
+    assert scaled[:: step[0]] == pytest.approx(plain[:: step[1]], rel=1e-12)
+    found = parse(SMALL | {"compare": {"art": {"eta": 8}, "oneshot": {}}, "budget": budget})
+    assert found.compare == {"art": {"eta": pytest.approx(8 ** (1 / budget))}, "oneshot": {}}
+    assert found.method["eta"] == 1.05 ** (1 / budget)  # a default too
+    assert parse(tomllib.loads(found.to_toml())) == found  # once
+    assert parse(SMALL | method(eta=-1.0) | {"budget": budget}).method["eta"] == -1.0  # for ART to refuse
 
 
 def test_a_schedule_takes_the_learning_rate_from_the_method():
