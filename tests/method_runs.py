@@ -21,7 +21,8 @@ SHORT = {
     "gmp": {"pretrain_epochs": 1, "prune_epochs": 3, "finetune_epochs": 2, "every": 3},
     "greg1": {"pretrain_epochs": 2, "max_regularize_epochs": 3, "finetune_epochs": 2} | GROWTH,
     "greg2": {"pretrain_epochs": 2, "max_regularize_epochs": 3, "finetune_epochs": 2, "d_pick": 0.03, "tau_pick": 0.06}
-    | GROWTH,
+    | GROWTH
+    | {"kept": "code"},  # "paper" has no meaning with AdamW
     "oneshot": {"pretrain_epochs": 2, "finetune_epochs": 3},
     "acdc": {
         "total_epochs": 7,

@@ -37,7 +37,8 @@ class GReg(Sparsifier):
     `max_regularize_epochs`. finetune: the chosen weights are pruned, the optimiser is cleared; learning rate
     `finetune_lr`, times 0.1 at half and at three quarters of `finetune_epochs`.
 
-    variant: 1 or 2. kept: "paper", minus the weight decay of the weight's parameter group, or "code", -1e-4.
+    variant: 1 or 2. kept: "paper", minus the weight decay of the weight's parameter group, or "code", -1e-4;
+    "paper" is refused with decoupled decay, which no gradient can take back.
     total_steps: the optimiser steps of the whole run, 0 where they are not known; with it a phase that is too short is
     an error here instead of a warning after its first epoch, and the run's length is known. fit: scale the growth to
     max_regularize_epochs, see `Growth.fitted`; needs total_steps. Learning rates are those of the first parameter
@@ -108,6 +109,15 @@ class GReg(Sparsifier):
                 raise ValueError(f"GReg: {name} is {value!r}, expected a finite number > 0")
         if kept not in ("paper", "code"):
             raise ValueError(f"GReg: kept is {kept!r}; it may be 'paper' or 'code'")
+        if self.variant == 2 and kept == "paper":
+            for group in getattr(optimizer, "param_groups", []):
+                decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+                if decoupled and group["weight_decay"] != 0:
+                    raise ValueError(
+                        f"GReg: kept is 'paper', a penalty that takes the decay out of the gradient, but "
+                        f"{type(optimizer).__name__} keeps its weight_decay of {group['weight_decay']} out of it; use "
+                        "kept='code', or SGD"
+                    )
         self.kept, self.rates = kept, {"regularize": regularize_lr, "finetune": finetune_lr}
         picking = (d_pick, tau_pick) if self.variant == 2 else ()
         self.growth = Growth(update_every, stabilize_steps, d_lambda, tau, *picking)

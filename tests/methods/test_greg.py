@@ -282,6 +282,23 @@ def test_the_kept_weights_of_each_group_feel_their_own_decay():
         torch.testing.assert_close(greg.weights[name].detach()[kept], before[name][kept], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [optim.AdamW, torch.optim.AdamW, lambda p, **o: torch.optim.Adam(p, decoupled_weight_decay=True, **o)],
+    ids=["ours", "torch", "adam"],
+)
+def test_decoupled_decay_cannot_be_cancelled(make):
+    net = cnn()
+    optimizer = make(net.parameters(), weight_decay=0.01)
+    message = r"kept is 'paper', .* but Adam(W)? keeps its weight_decay of 0.01 out of it; use kept='code', or SGD"
+    with pytest.raises(ValueError, match=message):
+        methods.GReg2(net, optimizer, 0.5, pretrained=True)
+    methods.GReg2(net, optimizer, 0.5, pretrained=True, kept="code").detach()
+    methods.GReg(net, optimizer, 0.5, pretrained=True).detach()
+    methods.GReg2(net, make(net.parameters(), weight_decay=0.0), 0.5, pretrained=True).detach()
+    methods.GReg2(net, torch.optim.Adam(net.parameters(), weight_decay=0.01), 0.5, pretrained=True)
+
+
 def test_layer_counts_of_the_authors():
     net = nn.Sequential(nn.Linear(10, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(7, 3, bias=False))
     for sparsity, zeros in (
