@@ -75,6 +75,11 @@ class RigL(RunsSparse):
                 raise TypeError(f"{self._title}: {name} is {value!r}, expected a number in [0, 1]")
             if not 0 <= value <= 1:
                 raise ValueError(f"{self._title}: {name} is {value}, expected a number in [0, 1]")
+        if t_end > 0 and delta_t > total_steps > 0:
+            raise ValueError(
+                f"{self._title}: delta_t is {delta_t}, but the run has {total_steps} steps: the mask would change in "
+                "the first one alone"
+            )
         if anneal not in ("method", "cosine", "constant"):
             raise ValueError(f"{self._title}: anneal is {anneal!r}; it may be one of method, cosine, constant")
         self.alpha, self.delta_t, self.end_step = float(alpha), delta_t, math.floor(t_end * total_steps + 0.5)
@@ -131,7 +136,7 @@ class RigL(RunsSparse):
         step = self.sweep.steps
         if not self.changes_mask(step):
             return True
-        fraction, masks = self.drop_fraction(step), self.masks
+        fraction, masks = self.drop_fraction(step), dict(self.masks)
         for name, mask in masks.items():
             weight = self.weights[name]
             if weight.grad is None:  # the layer took no part in this step
@@ -139,8 +144,7 @@ class RigL(RunsSparse):
             masks[name] = PackedMask.from_dense(
                 drop_and_grow(weight.detach(), mask.to_dense(), self._growth(name, weight), fraction)
             )
-        self.sweep.set_masks(masks)
-        self.sweep.mask_state(self.optimizer.state)
+        self._prune(masks, reset=False, last=step + self.delta_t >= self.end_step)
         return False
 
     def _after_step(self) -> None:

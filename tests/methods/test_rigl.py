@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import method_runs
 import numpy as np
@@ -225,7 +226,7 @@ def test_layers_with_all_or_one_of_their_weights():
         assert [mask.zeros for mask in one.masks.values()] == zeros
     static = make(total_steps=20, t_end=0.0)
     assert not any(static.changes_mask(t) for t in range(20)) and static.drop_fraction(0) == 0
-    rare = make(total_steps=20, delta_t=1000)
+    rare = make(total_steps=20, delta_t=20)
     assert [t for t in range(20) if rare.changes_mask(t)] == [0]
 
 
@@ -295,6 +296,7 @@ def test_metrics_and_the_report_say_how_much_drops():
     [
         ({"delta_t": 1}, ValueError, "delta_t is 1, expected 2 or more"),
         ({"delta_t": 2.5}, TypeError, "delta_t is 2.5"),
+        ({"delta_t": 401}, ValueError, "delta_t is 401, but the run has 400 steps"),
         ({"alpha": 1.5}, ValueError, r"alpha is 1.5, expected a number in \[0, 1\]"),
         ({"alpha": float("nan")}, ValueError, "alpha is nan"),
         ({"alpha": "0.3"}, TypeError, "alpha is '0.3'"),
@@ -329,3 +331,42 @@ def test_the_guard_looks_at_the_start():
         make(sparsity=0.99, strict=True)
     alive = make(nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 5)), sparsity=0.99, min_nonzeros=3)
     assert min(mask.numel - mask.zeros for mask in alive.masks.values()) >= 3
+
+
+def crowd(method):
+    """A step in whose gradient the first outputs of each layer are far ahead: what grows, grows there."""
+    for w in method.weights.values():
+        w.grad = torch.arange(w.numel(), 0, -1.0).reshape(w.shape)
+    method.optimizer.step()
+
+
+LAYERS = {"sparsity": {"0": 0.5, "1": 0.95}, "alpha": 1.0, "delta_t": 5, "t_end": 0.5, "total_steps": 20}
+
+
+def test_strict_looks_at_each_change_before_it():
+    torch.manual_seed(0)
+    method = make(nn.Sequential(nn.Linear(10, 6)), **(LAYERS | {"sparsity": 0.5}), strict=True)
+    before = method.masks["0.weight"].to_dense(), method.weights["0.weight"].detach().clone()
+    with pytest.raises(ValueError, match=r"RigL: some outputs lose all their inputs: 0.weight \(3 of 6 outputs\)"):
+        crowd(method)
+    assert torch.equal(method.masks["0.weight"].to_dense(), before[0])
+    assert torch.equal(method.weights["0.weight"], before[1]) and method.sweep.steps == 0
+
+
+def test_each_layer_is_warned_of_once_and_outputs_at_the_last_change():
+    torch.manual_seed(0)
+    with pytest.warns(methods.CollapseWarning, match="no weight survives in 1.weight") as seen:
+        method = make(nn.Sequential(nn.Linear(10, 6), nn.Linear(6, 1)), **LAYERS)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", methods.CollapseWarning)
+        for _ in range(5):
+            crowd(method)
+    assert int(method.masks["0.weight"].to_dense().any(1).sum()) == 3
+    with pytest.warns(methods.CollapseWarning, match=r"some outputs .*: 0.weight \(3 of 6 outputs\)") as seen:
+        crowd(method)  # the last of the changes before step 10
+    assert len(seen) == 1 and seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", methods.CollapseWarning)
+        for _ in range(14):
+            crowd(method)
