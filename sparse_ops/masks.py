@@ -173,6 +173,24 @@ def _keep_alive(zeros: list[int], sizes: list[int], min_nonzeros: int) -> list[i
     return [n - kept for n, kept in zip(sizes, left, strict=True)]
 
 
+def raised(zeros: Sequence[int], least: Sequence[int]) -> list[int]:
+    """The same total with at least these zeros in each weight; the others give, those first that are furthest above.
+
+    Where `least` adds up to more than the total, it is the answer.
+    """
+    found = [max(z, low) for z, low in zip(zeros, least, strict=True)]
+    surplus = sum(found) - sum(zeros)
+    while surplus > 0:
+        above = sorted(z - low for z, low in zip(found, least, strict=True))
+        if above[-1] == 0:
+            break
+        i = max(i for i, (z, low) in enumerate(zip(found, least, strict=True)) if z - low == above[-1])
+        given = min(surplus, max(1, above[-1] - (above[-2] if len(above) > 1 else 0)))
+        found[i] -= given
+        surplus -= given
+    return found
+
+
 def magnitude_mask(
     tensors: Iterable[Tensor],
     sparsity: float | Sequence[float],

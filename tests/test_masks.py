@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparse_ops
-from sparse_ops.masks import PackedMask, budget, keep_largest, layer_zeros, magnitude_mask
+from sparse_ops.masks import PackedMask, budget, keep_largest, layer_zeros, magnitude_mask, raised
 
 SHAPES = [(64, 3, 7, 7), (64, 64, 3, 3), (128, 64, 1, 1), (256, 128, 3, 3), (10, 256), (5,)]
 shapes = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=6)
@@ -184,3 +184,9 @@ def test_public_names_and_errors(device):
             magnitude_mask(w, 0.5, scope)
         with pytest.raises(ValueError, match="1 tensors without a single element"):
             magnitude_mask([w[0][:0]], 0.5, scope)
+
+
+def test_raised_by_hand():
+    assert raised([3, 0, 0, 1, 3, 1], [2, 0, 1, 1, 2, 1]) == [3, 0, 1, 1, 2, 1]  # of equals the last gives
+    assert raised([9, 1, 5], [2, 4, 4]) == [6, 4, 5]
+    assert raised([1, 2], [1, 1]) == [1, 2] and raised([1, 1], [2, 2]) == [2, 2]

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparse_ops.masks import Count, Scope
+from sparse_ops.masks import Count, PackedMask, Scope, magnitude_mask, raised
 from sparse_ops.methods.budget import Budget, Sparsity
 from sparse_ops.methods.schedules import cubic, phase_steps
 from sparse_ops.methods.updater import Sparsifier, epochs
@@ -31,8 +31,9 @@ class GMP(Sparsifier):
 
     total_steps: the optimiser steps of the whole run, from which the steps of the phase "prune" follow by the share of
     its epochs, and n = steps // every. every: 0 spreads 100 prunings over the phase, or one a step where it is shorter.
-    Per-layer sparsities follow the same curve, each to its own target and from no more than that. The mask of the full
-    target is in force when "finetune" begins, also where fewer steps were taken than total_steps said. The other
+    Per-layer sparsities follow the same curve, each to its own target and from no more than that; where the rounding of
+    a layer's count would fall as the total rises, it stays, and another layer has as many fewer zeros. The mask of the
+    full target is in force when "finetune" begins, also where fewer steps were taken than total_steps said. The other
     arguments are those of `Sparsifier`.
     """
 
@@ -130,7 +131,20 @@ class GMP(Sparsifier):
             live = scores[name].abs().clamp_min(torch.finfo(scores[name].dtype).tiny)
             scores[name] = torch.where(mask.to_dense(), live, 0)
         masks = dataclasses.replace(self.budget, sparsity=self.sparsity_after(prunings)).masks(scores)
+        masks = self._none_revived(masks, scores)
         self._prune(masks, reset=False, last=self._pruned)
+
+    def _none_revived(self, masks: dict[str, PackedMask], scores: dict[str, Tensor]) -> dict[str, PackedMask]:
+        """These masks, with no fewer zeros in any layer than are masked already, and the same in all.
+
+        As the total grows, rounding it layer by layer (or keeping min_nonzeros) can give a layer fewer zeros.
+        """
+        masked = {name: mask.zeros for name, mask in self.masks.items()}
+        if all(masks[name].zeros >= zeros for name, zeros in masked.items()):
+            return masks
+        wanted = raised([mask.zeros for mask in masks.values()], [masked[name] for name in masks])
+        shares = [zeros / max(1, mask.numel) for zeros, mask in zip(wanted, masks.values(), strict=True)]
+        return dict(zip(masks, magnitude_mask([scores[name] for name in masks], shares), strict=True))
 
     def _settings(self) -> dict[str, Any]:
         own = {"every": self.every, "prunings": self.prunings, "initial_sparsity": self.initial}

@@ -11,6 +11,7 @@ from torch import nn
 
 from sparse_ops import methods, optim
 from sparse_ops.masks import budget
+from sparse_ops.methods.budget import Budget
 from sparse_ops.methods.schedules import cubic, half_cosine, phase_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
@@ -105,6 +106,36 @@ def test_ties_with_live_zeros_do_not_revive_masked_weights():
     second = {name: ~mask.to_dense() for name, mask in gmp.masks.items()}
     assert sum(int(dead.sum()) for dead in second.values()) == budget(200, 0.5 - 0.2 / 8)
     assert all(second[name][dead].all() for name, dead in first.items())
+
+
+SHAPES = [(26, 30), (15, 3), (10, 18), (17, 14), (27, 28), (11, 17)]
+
+
+@pytest.mark.parametrize("scope", ["uniform", "erk"])
+def test_what_is_masked_stays_masked_though_a_layer_s_rounded_count_would_fall(scope):
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(i, o, bias=False) for o, i in SHAPES])
+    settings = {"sparsity": 0.9, "pretrain_epochs": 0, "prune_epochs": 1, "finetune_epochs": 0, "total_steps": 400}
+    optimizer = optim.SGD(net.parameters(), lr=0.0)
+    gmp = methods.GMP(net, optimizer, **settings, every=1, scope=scope)
+    dead, fell = {}, 0
+    counts = [0] * len(SHAPES)
+    for step in range(1, 401):
+        for w in net.parameters():
+            w.grad = torch.zeros_like(w)
+        optimizer.step()
+        for name, mask in gmp.masks.items():
+            now = ~mask.to_dense()
+            assert name not in dead or now[dead[name]].all(), (step, name)
+            dead[name] = now
+        share = gmp.sparsity_after(step)
+        alone = Budget(share, scope)
+        assert zeros(gmp) == alone.zeros(gmp.weights)
+        free = [mask.zeros for mask in alone.masks(gmp.weights).values()]
+        fell += any(f < c for f, c in zip(free, counts, strict=True))
+        counts = [mask.zeros for mask in gmp.masks.values()]
+        assert max(abs(f - c) for f, c in zip(free, counts, strict=True)) <= 2
+    assert fell > 0
 
 
 def test_layers_by_name_follow_the_curve_each_to_its_own_target():
