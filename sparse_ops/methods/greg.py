@@ -165,6 +165,14 @@ class GReg(Sparsifier):
         rate = self.rates.get(self.phase)
         return steps if rate is None or self._base_lrs[0] == 0 else steps * rate / self._base_lrs[0]
 
+    @classmethod
+    def lr_rule(cls) -> str:
+        """What `lr_factor` does over a run, in a few words for a reader of a comparison."""
+        return (
+            "times 0.1 at half and at three quarters of the dense phase, then regularize_lr, then finetune_lr, times "
+            "0.1 at half and at three quarters"
+        )
+
     def _check_length(self, steps: int, epochs: int, fit: bool) -> int:
         """Fit the growth to the phase, or compare them; the epochs that the phase takes."""
         if epochs == 0:

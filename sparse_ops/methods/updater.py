@@ -185,6 +185,13 @@ class Sparsifier(ABC):
         fine = self.phase == "finetune"
         return steps_at_half_and_three_quarters(self.phase_epoch, self.phase_epochs) if fine else 1.0
 
+    @classmethod
+    def lr_rule(cls) -> str:
+        """What `lr_factor` does over a run, in a few words for a reader of a comparison."""
+        if cls.one_schedule:
+            return "half a cosine to 0 over the run"
+        return "constant, in fine-tuning times 0.1 at half and at three quarters"
+
     def end_epoch(self, evaluate: Evaluate | None = None, train_accuracy: float | None = None) -> PhaseChange | None:
         """End an epoch; the PhaseChange when a phase ended with it.
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse_ops import methods
 from sparse_ops.train import run_folder
 from sparse_ops.train.compare import DENSE, percent
 from sparse_ops.train.compare_store import PICTURE, RECORDS, REPORT, SHARED, TABLE, Record, Store
+from sparse_ops.train.dense import DenseTraining
 from sparse_ops.train.published import PAPERS, Point, beside, read
 from sparse_ops.train.report import PAGE
 
@@ -147,6 +149,12 @@ def notes(records: Sequence[Record], table: Sequence[Row], epochs: int) -> list[
         "Test accuracy of " + "; ".join(RULES.get(rule, rule) for rule in rules) + ".",
         "FLOPs left: multiply-adds of the Linear and convolution layers by weights that are not zero.",
     ]
+    rates: dict[str, dict[str, None]] = {}  # rule -> the methods that follow it
+    for record in finished:
+        rates.setdefault(_lr_rule(record), {})[record["method"]] = None
+    if len(rates) > 1:
+        said = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in rates.items())
+        found.append(f"Learning rates DIFFER: {said}. A [schedule] in the recipe puts all runs on one curve.")
     for method in dict.fromkeys(record["method"] for record in finished):
         lengths = [record["epochs_trained"] for record in finished if record["method"] == method]
         if min(lengths) < epochs:
@@ -171,6 +179,17 @@ def notes(records: Sequence[Record], table: Sequence[Row], epochs: int) -> list[
         if len(several) > 1:
             found.append(f"These runs are of more than one {what}: {', '.join(several)}.")
     return found
+
+
+def _lr_rule(record: Record) -> str:
+    """What moved the learning rate of a run."""
+    recipe = record["recipe"]
+    if recipe["schedule"]["kind"] != "method":
+        return f"schedule.kind {recipe['schedule']['kind']!r}"
+    if record["method"] == DENSE:
+        return DenseTraining.lr_rule()
+    user = recipe["method"].get("lr") == "user"
+    return "constant" if user else methods.get(record["method"]).cls.lr_rule()
 
 
 def write(path: Path, published: Path = PAPERS) -> tuple[str, Path | None, str | None]:

@@ -4,8 +4,10 @@ import json
 import math
 
 import pytest
+import torch
 from torch import nn
 
+from sparse_ops import methods
 from sparse_ops.train import compare_report, flops, published
 from sparse_ops.train.compare_report import Figure
 from sparse_ops.train.networks import build
@@ -32,6 +34,7 @@ def record(method, sparsity, seed, accuracy, **more):
         "machine": "A Processor",
         "threads": 1,
         "device": "cpu",
+        "recipe": {"schedule": {"kind": "method"}} | ({} if sparsity is None else {"method": {"lr": "method"}}),
     }
     if sparsity is not None:
         found["speed"] = {"speedup": 2.0 + seed, "timing": "batch 64", "machine": "A Processor"}
@@ -95,6 +98,52 @@ def test_notes(records):
     assert "test accuracy, % (best test epoch)" in compare_report.text_table(marked)
     assert "accuracy (best test epoch): " in compare_report.sentence(marked)
     assert "more than one commit: abc, def" in text and "art ended by itself before 20 epochs" in text
+
+
+def test_the_notes_say_where_learning_rates_differ(records):
+    records += [record("acdc", 0.9, 0, 0.9), record("gmp", 0.9, 0, 0.9), record("greg1", 0.9, 0, 0.9)]
+    (note,) = [note for note in compare_report.notes(records, [], 20) if note.startswith("Learning rates DIFFER: ")]
+    assert "dense: times 0.1 at half and at three quarters of the run; art, oneshot: constant, in fine-tuning" in note
+    assert "; acdc, gmp: half a cosine to 0 over the run; greg1: " in note and "regularize_lr" in note
+    for other in records:
+        other["recipe"] = {"schedule": {"kind": "cosine"}, "method": {"lr": "user"}}
+    assert not any("Learning rates" in note for note in compare_report.notes(records, [], 20))
+    for other in records:
+        other["recipe"] = {"schedule": {"kind": "method"}, "method": {"lr": "user"}}
+    notes = compare_report.notes(records, [], 20)
+    assert any("art, oneshot, acdc, gmp, greg1: constant. A [schedule]" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_rules_that_are_told_are_the_methods_own(name):
+    """Followed over a run: half a cosine, or one rate until the fine-tuning."""
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+    info = methods.get(name)
+    more = info.cls.for_epochs(20) | ({"total_steps": 200} if info.total_steps else {})
+    method = info.cls(model, torch.optim.SGD(model.parameters(), lr=1.0), 0.5, **more)
+    rates, phases = [], []
+    while not method.finished:
+        if method.sweep.steps < 200:
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            for _ in range(10):
+                method.optimizer.step()
+        rates.append(method.optimizer.param_groups[0]["lr"])
+        phases.append(method.phase)
+        method.end_epoch(lambda model: 0.5, 1.0)
+    rule = info.cls.lr_rule()
+    if rule.startswith("half a cosine"):
+        assert rates == pytest.approx([(1 + math.cos(math.pi * i / 20)) / 2 for i in range(20)])
+    elif rule.startswith("constant, in fine-tuning"):
+        before, fine = phases.index("finetune"), phases.count("finetune")
+        assert set(rates[:before]) == {1.0} and set(phases[before:]) == {"finetune"}
+        halves = [0.1 ** ((2 * i >= fine) + (4 * i >= 3 * fine)) if i else 1.0 for i in range(fine)]
+        assert rates[before:] == pytest.approx(halves)
+    else:
+        assert name in ("greg1", "greg2") and phases.index("regularize") == 6
+        assert rates[:6] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01])
+        assert {r for r, p in zip(rates, phases, strict=True) if p == "regularize"} == {1e-3}
+        assert rates[-4:] == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
 
 
 def test_published_points_stand_only_beside_the_paper_s_own_experiment():
@@ -164,8 +213,6 @@ def test_flops():
 
 def test_flops_of_resnet_50():
     """4.09 billion multiply-adds for 224 x 224 pixels, as is published of its layers with weights."""
-    import torch
-
     with torch.device("meta"):
         model = build("resnet50", (3, 224, 224), 1000)
     used = flops.positions(model, (3, 224, 224))
