@@ -135,24 +135,25 @@ def magnitudes(histograms: dict[str, dict[str, Any]], method: str) -> "Figure":
         axes.stairs(h["counts"], edges, fill=True, color=colour, alpha=alpha)
         axes.stairs(h["counts"], edges, color=colour, lw=1.2, label=name)
         threshold = h["threshold"]
-        axes.axvline(_log10(threshold), color=colour, lw=1.5, ls="--", label=f"its threshold, {threshold:.1e}")
+        if threshold > 0:  # else more weights are zero already than the budget prunes
+            axes.axvline(math.log10(threshold), color=colour, lw=1.5, ls="--", label=f"its threshold, {threshold:.1e}")
         live = [i for i, count in enumerate(h["counts"]) if count]
         peak = max(peak, *h["counts"])
         first, last = min([first, *live[:1]]), max([last, *live[-1:]])
     h = next(iter(histograms.values()))
+    if last < first:  # every weight is zero
+        first, last = 0, len(h["counts"])
+        axes.set_ylim(0, 1)
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(0.7, 3 * peak)
     axes.set_xlim(h["lowest"] + first / h["bins_per_decade"] - 0.2, h["lowest"] + last / h["bins_per_decade"] + 0.3)
-    axes.set_yscale("log")
-    axes.set_ylim(0.7, 3 * peak)
     axes.set_xlabel("magnitude |w|")
     axes.set_ylabel("weights per tenth of a decade")
     axes.xaxis.set_major_locator(integers())
     axes.xaxis.set_major_formatter(lambda x, _: f"$10^{{{x:.0f}}}$")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 * len(histograms), fontsize=8.5)
     return figure
-
-
-def _log10(x: float) -> float:
-    return math.log10(x) if x > 0 else -300.0
 
 
 def integers() -> Any:
@@ -169,12 +170,14 @@ def density(layers: list[dict[str, Any]], total: float) -> "Figure":
     """
     figure, axes = subplots(1.1 + 0.27 * len(layers))
     values = [100 * layer["nonzeros"] / layer["weights"] for layer in layers]
-    least = min([v for v in values if v > 0] + [100 * total])
+    least = min([v for v in [*values, 100 * total] if v > 0], default=2.0)  # nothing is left: two empty decades
     floor = 10.0 ** math.floor(math.log10(0.9 * least))  # a whole decade, with room for the least point
     rows = range(len(layers))
-    axes.axvline(100 * total, color=THRESHOLD, lw=1.5, ls="--", label=f"all layers: {_share(100 * total)} %")
+    if total > 0:
+        axes.axvline(100 * total, color=THRESHOLD, lw=1.5, ls="--", label=f"all layers: {_share(100 * total)} %")
     live = [(v, row) for v, row in zip(values, rows, strict=True) if v > 0]
-    axes.plot([v for v, _ in live], [row for _, row in live], "o", color=METHOD, ms=7, label="one layer")
+    if live:
+        axes.plot([v for v, _ in live], [row for _, row in live], "o", color=METHOD, ms=7, label="one layer")
     dead = [row for v, row in zip(values, rows, strict=True) if v == 0]
     if dead:
         axes.plot(

@@ -163,3 +163,57 @@ def test_a_penalty_of_one_epoch_is_seen():
     figure = plots.training({"ART": list(records("art", [("regularize", 1), ("finetune", 2)]))}, "ART")
     assert figure.axes[1].lines[0].get_marker() == "o" and figure.axes[1].lines[0].get_xdata() == [1]
     assert all(float(tick).is_integer() for tick in figure.axes[1].get_xticks())
+
+
+def emptied(run):
+    """The files of a run whose network has lost every weight, where 90 % zeros were asked for."""
+    figures = run.read_json(run_folder.FIGURES)
+    for layer in figures["density"]:
+        layer["nonzeros"] = 0
+    nothing = {"lowest": -10, "bins_per_decade": 10, "counts": [0] * 120, "zeros": 306720, "threshold": 0.0}
+    run.write_json(run_folder.FIGURES, figures | {"magnitudes": {"method": nothing}})
+    summary = run.read_json(run_folder.SUMMARY)
+    summary["recipe"]["method"]["sparsity"] = 0.9
+    summary |= {"zeros": 306720, "sparsity": 1.0, "sparse_accuracy": 0.1}
+    run.write_json(run_folder.SUMMARY, summary)
+    return summary
+
+
+def test_a_network_without_any_weight_gets_its_report(run):
+    summary = emptied(run)
+    page = report.write(run.path).read_text()
+    assert page.count("<svg") == 4 and "nan" not in re.findall(r"<svg.*?</svg>", page, re.DOTALL)[1]
+    sentence = report.sentence(summary)
+    assert "left none of 306,720 weights" in sentence and "(100.00 % zeros, where 90.00 % were asked for)" in sentence
+    assert "its outputs do not depend on its input" in sentence and sentence.split("; no weight is left")[0] in page
+    assert "faster" not in sentence and "smaller" not in sentence
+    (density,) = plots.density(run.read_json(run_folder.FIGURES)["density"], 0.0).axes
+    assert density.get_xlim() == (1, 130) and "one layer" not in [line.get_label() for line in density.lines]
+    nothing = run.read_json(run_folder.FIGURES)["magnitudes"]["method"]
+    (magnitudes,) = plots.magnitudes({"ART": nothing}, "ART").axes
+    assert magnitudes.get_xlim() == pytest.approx((-10.2, 2.3))
+    assert [text.get_text() for text in magnitudes.get_legend().get_texts()] == ["ART, before pruning"]
+    method, rival = report.rows(summary)[2:]
+    assert (method[2], rival[2]) == ("0", "-"), "the rival has met its budget"
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "missed"),
+    [
+        (0.98, {}, False),
+        (0.9806, {}, True),
+        (0.9794, {}, True),
+        (0.9804, {}, False),
+        (0.9796, {}, False),
+        (0.9, {"exclude": ["stem"]}, False),
+        (0.9, {"exclude": []}, True),
+        ({"stem": 0.9}, {}, False),
+    ],
+)
+def test_a_missed_sparsity_is_said_and_no_speed_advertised(run, asked, options, missed):
+    """By more than 0.05 points, of 98.0001 %; where the budget is one of all the weights that are counted."""
+    summary = run.read_json(run_folder.SUMMARY)
+    summary["recipe"]["method"] |= {"sparsity": asked} | options
+    sentence = report.sentence(summary)
+    assert ("98.00 % zeros, where" in sentence and "it missed the sparsity that was asked for" in sentence) == missed
+    assert ("faster than dense" in sentence) != missed
