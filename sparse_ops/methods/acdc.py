@@ -126,8 +126,8 @@ class ACDC(RunsSparse):
         }
 
     def _settings(self) -> dict[str, Any]:
-        course = " ".join(f"{name} {length}" for name, length in self.course)
-        return {"course": course, "reset_momentum": self.reset_momentum, "execution": self.execution}
+        course = ", ".join(f"{name} {length}" for name, length in self.course)
+        return {"course": course, "reset_momentum": self.reset_momentum}
 
     def _enter(self, phase: str) -> None:
         self._run_dense()

@@ -154,7 +154,8 @@ class ART(Sparsifier):
         return record, None
 
     def _settings(self) -> dict[str, Any]:
-        own = {"regularizer": self.regularizer, "lambda_init": self.lambda_init, "eta": self.eta}
+        own = {name: getattr(self, name) for name in ("regularizer", "lambda_init", "eta")}
+        own["half_window"] = self.best.half_window
         return own | dict(self.course) | ({"total_epochs": self._whole} if self._whole else {})
 
     def _method_state(self) -> dict[str, Any]:

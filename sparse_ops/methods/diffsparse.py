@@ -117,5 +117,5 @@ class DifferentiableSparsification(Reparametrized):
         self.thresholds.clip_gradients_(CLIP, grad_scale)
 
     def _settings(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("unit", "group", "strength", "p", "leaky", "initial_share")}
-        return super()._settings() | own
+        own = {name: getattr(self, name) for name in ("unit", "group", "p", "leaky", "initial_share")}
+        return super()._settings() | own | {"strength": self.initial_strength}

@@ -1,6 +1,7 @@
 """RunsSparse: methods whose masked layers may run sparse while they train, with the result of dense execution."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -50,7 +51,8 @@ class RunsSparse(Sparsifier):
     def report(self) -> Report:
         """The course of the epochs, from 1, and the sparsity of each layer; print it, or call to_dict()."""
         self._turns.write_back()
-        return super().report()
+        report = super().report()
+        return replace(report, settings=report.settings | {"execution": self.execution})
 
     def detach(self) -> None:
         """Take the hooks off without pruning: training goes on, dense, as if there had been no sparsifier."""

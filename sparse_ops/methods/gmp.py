@@ -151,12 +151,7 @@ class GMP(Sparsifier):
         return dict(self.course) | own
 
     def _method_state(self) -> dict[str, Any]:
-        return {"began": self._began, "pruned": self._pruned, "every": self.every, "prunings": self.prunings}
+        return {"began": self._began, "pruned": self._pruned}
 
     def _load_method_state(self, state: dict[str, Any]) -> None:
-        if (state["every"], state["prunings"]) != (self.every, self.prunings):
-            raise ValueError(
-                f"GMP: the checkpoint prunes {state['prunings']} times, every {state['every']} steps, here it is "
-                f"{self.prunings} times, every {self.every}"
-            )
         self._began, self._pruned = state["began"], state["pruned"]

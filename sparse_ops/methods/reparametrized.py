@@ -65,7 +65,8 @@ class Reparametrized(Sparsifier):
             strict=strict,
             check=check,
         )
-        self.strength = strength
+        self.strength = self.initial_strength = strength
+        self.total_steps, self.threshold_lr = total_steps, lr_factor
         self._masks_at_end: dict[str, PackedMask] | None = None
         self.forms = Reparametrization(model, self.weights, self._form)
         self.thresholds = ThresholdGroup(optimizer, self.forms.parameters, lr_factor)
@@ -168,14 +169,13 @@ class Reparametrized(Sparsifier):
         self.thresholds.remove()
 
     def _settings(self) -> dict[str, Any]:
-        return dict(self.course) | {"controller": self.controller is not None}
+        own = {"controller": self.controller is not None, "total_steps": self.total_steps}
+        return dict(self.course) | own | {"threshold_lr": self.threshold_lr}
 
     def _method_state(self) -> dict[str, Any]:
         return {"strength": self.strength} | ({} if self.controller is None else self.controller.state_dict())
 
     def _load_method_state(self, state: dict[str, Any]) -> None:
-        if ("first" in state) != (self.controller is not None):
-            raise ValueError(f"{self._title}: the checkpoint is of a run with another controller=")
         if self.controller is not None:
             self.controller.load_state_dict(state)
         self._apply(state["strength"])

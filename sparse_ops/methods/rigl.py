@@ -172,18 +172,12 @@ class RigL(RunsSparse):
 
     def _settings(self) -> dict[str, Any]:
         own = {"alpha": self.alpha, "anneal": self.anneal, "delta_t": self.delta_t, "end_step": self.end_step}
-        return own | {"total_epochs": self.total_epochs, "execution": self.execution}
+        return own | {"total_epochs": self.total_epochs}
 
     def _method_state(self) -> dict[str, Any]:
-        own = {"alpha": self.alpha, "anneal": self.anneal, "delta_t": self.delta_t, "end_step": self.end_step}
-        return own | {"random": self._random.get_state()}
+        return {"random": self._random.get_state()}
 
     def _load_method_state(self, state: dict[str, Any]) -> None:
-        for key in ("alpha", "anneal", "delta_t", "end_step"):
-            if state[key] != getattr(self, key):
-                raise ValueError(
-                    f"{self._title}: the checkpoint has {key} {state[key]}, here it is {getattr(self, key)}"
-                )
         self._random.set_state(state["random"].cpu())
 
 

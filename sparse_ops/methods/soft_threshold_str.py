@@ -85,4 +85,4 @@ class STR(Reparametrized):
 
     def _settings(self) -> dict[str, Any]:
         own = {"group": self.group, "initial_threshold": self.initial_threshold}
-        return super()._settings() | own | {"threshold_decay": self.strength}
+        return super()._settings() | own | {"threshold_decay": self.initial_strength}

@@ -277,7 +277,7 @@ class Sparsifier(ABC):
         return self.weights
 
     def _settings(self) -> dict[str, Any]:
-        """The method's own arguments, for the report."""
+        """The method's own arguments, constant in a run: for the report, and a checkpoint with others is refused."""
         return {}
 
     def finalize(self) -> nn.Module:
@@ -321,6 +321,7 @@ class Sparsifier(ABC):
             "phase_epoch": self.phase_epoch,
             "step": self.sweep.steps,
             "budget": _plain(asdict(self.budget)),
+            "settings": self._all_settings(),
             "base_lrs": list(self._base_lrs),
             "lr_factor": self._factor_set,
             "history": [dict(row) for row in self._history],
@@ -334,9 +335,13 @@ class Sparsifier(ABC):
         """Continue where `state_dict` was taken, in a sparsifier made with the same arguments.
 
         Load the model's and the optimiser's states too, in any order. ValueError for the checkpoint of another method,
-        budget or model, and for one without its masks.
+        budget, course or model, of other settings, and for one without its masks.
         """
-        missing = [key for key in ("method", "phase", "phase_index", "budget", "sweep", "state") if key not in state]
+        missing = [
+            key
+            for key in ("method", "phase", "phase_index", "budget", "settings", "sweep", "state")
+            if key not in state
+        ]
         if missing:
             raise ValueError(f"{self._title}: this is not a sparsifier's checkpoint, it lacks {', '.join(missing)}")
         if state["method"] != self.name:
@@ -345,13 +350,10 @@ class Sparsifier(ABC):
             raise ValueError(
                 f"{self._title}: the checkpoint has no masks; resuming without them would let pruned weights grow back"
             )
-        own = _plain(asdict(self.budget))
-        differing = [key for key in own if state["budget"].get(key) != own[key]]
-        if differing:
-            key = differing[0]
-            raise ValueError(
-                f"{self._title}: the checkpoint has {key} {state['budget'].get(key)}, here it is {own[key]}"
-            )
+        own, other = _plain(asdict(self.budget)) | self._all_settings(), state["budget"] | state["settings"]
+        for key in own | other:
+            if other.get(key) != own.get(key):
+                raise ValueError(f"{self._title}: the checkpoint has {key} {other.get(key)}, here it is {own.get(key)}")
         names, index = (*self.phases, FINISHED), state["phase_index"]
         if not (0 <= index < len(names) and names[index] == state["phase"]):
             raise ValueError(
@@ -368,6 +370,9 @@ class Sparsifier(ABC):
         self._load_method_state(state["state"])
 
     # Inside
+
+    def _all_settings(self) -> dict[str, Any]:
+        return self._settings() | {"course": ", ".join(f"{name} {length}" for name, length in self.course)}
 
     @property
     def _title(self) -> str:

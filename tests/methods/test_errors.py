@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from method_runs import OPTIMIZERS, SHORT, SPARSITY, Run, make
+from method_runs import OPTIMIZERS, SHORT, Run, make
 from small_networks import NETWORKS
 from torch import nn
 
@@ -111,9 +111,43 @@ def test_foreign_checkpoints_are_refused(info):
     assert fresh.phase == fresh.phases[0] and bits(fresh) == before
     narrow = NETWORKS["cnn"]()
     del narrow[7]
-    other = make(info, narrow, OPTIMIZERS["ours sgd"](narrow.parameters()), sparsity=SPARSITY)
+    other = Run(info, OPTIMIZERS["ours sgd"], net=narrow).method
     with pytest.raises(ValueError, match=r"prunable weights differ from the model's: 7.weight"):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "name, key, other, at, shown",
+    [
+        ("art", "lambda_init", 2e-3, "lambda_init", "0.001, here it is 0.002"),
+        ("art", "eta", 3.0, "eta", "2.0, here it is 3.0"),
+        ("art", "half_window", 2, "half_window", "1, here it is 2"),
+        ("art", "total_epochs", 9, "total_epochs", "None, here it is 9"),
+        ("gmp", "initial_sparsity", 0.5, "initial_sparsity", "0.0, here it is 0.5"),
+        ("oneshot", "finetune_epochs", 4, "finetune", "3, here it is 4"),
+        ("acdc", "last_sparse_epochs", 3, "course", "dense 1, .* sparse 2, here it is dense 1, .* sparse 3"),
+        ("acdc", "reset_momentum", False, "reset_momentum", "True, here it is False"),
+        ("greg1", "regularize_lr", 0.03, "regularize_lr", "0.02, here it is 0.03"),
+        ("greg2", "kept", "paper", "kept", "code, here it is paper"),
+        ("rigl", "total_epochs", 6, "end_step", "15, here it is 18"),
+        ("set", "total_steps", 21, "end_step", "15, here it is 16"),
+        ("str", "total_steps", 20, "total_steps", "16, here it is 20"),
+        ("str", "threshold_decay", 0.06, "threshold_decay", "0.05, here it is 0.06"),
+        ("differentiable", "p", 0.7, "p", "0.5, here it is 0.7"),
+        ("differentiable", "threshold_lr", 2.0, "threshold_lr", "1.0, here it is 2.0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:GReg. lambda exceeds:UserWarning")
+def test_checkpoints_of_other_settings_are_refused(name, key, other, at, shown):
+    run = Run(methods.get(name), OPTIMIZERS["ours sgd"])
+    run.epoch()
+    state = run.method.state_dict()
+    options = {key: other} | ({"total_epochs": 8} if key == "last_sparse_epochs" else {})
+    fresh = Run(methods.get(name), OPTIMIZERS["ours sgd"], **options).method
+    with pytest.raises(ValueError, match=f"the checkpoint has {at} {shown}"):
+        fresh.load_state_dict(state)
+    assert fresh.epoch == 0
+    Run(methods.get(name), OPTIMIZERS["ours sgd"]).method.load_state_dict(state)
 
 
 @pytest.mark.parametrize(

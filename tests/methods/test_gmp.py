@@ -212,6 +212,6 @@ def test_what_it_refuses(options, error, message):
 def test_a_checkpoint_of_another_schedule():
     _, _, a = start(every=5)
     _, _, b = start(every=3)
-    with pytest.raises(ValueError, match="the checkpoint prunes 3 times, every 5 steps, here it is 5 times, every 3"):
+    with pytest.raises(ValueError, match="GMP: the checkpoint has every 5, here it is 3"):
         b.load_state_dict(copy.deepcopy(a.state_dict()))
     assert math.isclose(a.sparsity_after(3), 0.9)

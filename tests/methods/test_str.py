@@ -175,5 +175,5 @@ def test_a_controller_that_misses_says_so():
         Run(INFO, OPTIMIZERS["ours sgd"], sparsity=0.09).finish().method.finalize()
     assert seen[-1].filename == __file__
     run, other = Run(INFO, OPTIMIZERS["ours sgd"], controller=False), Run(INFO, OPTIMIZERS["ours sgd"])
-    with pytest.raises(ValueError, match="another controller="):
+    with pytest.raises(ValueError, match="STR: the checkpoint has controller True, here it is False"):
         run.method.load_state_dict(other.method.state_dict())
