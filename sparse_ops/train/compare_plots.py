@@ -72,6 +72,16 @@ def _left(row: Row) -> float:
     return max(1 - row.zeros.mean, 1e-6)
 
 
+def _edge(values: Sequence[float]) -> float:
+    """Where a share of nothing is drawn on a log scale: left of all others."""
+    return min((v for v in values if v > 0), default=1.0) / 2
+
+
+def _told(axes: "Axes", x: float, y: float, text: str) -> None:
+    """A word above a point."""
+    axes.annotate(text, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=_GREY)
+
+
 @styled
 def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
     """Mean and deviation of each method over the share of weights left (log), with the published points beside."""
@@ -80,10 +90,19 @@ def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
     looks = _looks(table)
     values = [edge for row in table for e, down, up in [_bars(row)] for edge in (e - down, e + up)]
     sparsities = sorted({row.sparsity for row in table if row.sparsity is not None})
+    densities = [1 - s for s in sparsities]
+    measured = densities + [
+        min(max(_left(row), min(densities) / 4), max(densities) * 4) for row in table if row.sparsity is not None
+    ]
+    room = max((max(measured) / min(measured)) ** 0.08, 1.25)
     for i, (method, look) in enumerate(looks.items()):
         mine = [row for row in table if row.method == method and row.sparsity is not None]
         aside = 1.018 ** (i - (len(looks) - 1) / 2)  # so that the bars of two methods do not hide each other
-        x = [_left(row) / aside for row in mine]
+        # one that has missed its budget by far stands at the edge, and does not press all others together
+        x = [min(max(_left(row), min(measured)), max(measured)) / aside for row in mine]
+        for place, row in zip(x, mine, strict=True):
+            if row.marks:
+                _told(axes, place, _bars(row)[0], f"{100 * row.zeros.mean:.4g} % {row.marks}")
         bars = [_bars(row) for row in mine]
         axes.errorbar(
             x,
@@ -96,7 +115,8 @@ def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
             elinewidth=1.2,
             **look,
         )
-        theirs = [p for p in points if p.method == method]
+        ends = min(measured) / room, max(measured) * room
+        theirs = [p for p in points if p.method == method and ends[0] < 1 - p.sparsity < ends[1]]
         if theirs:
             y = [_error(p.accuracy) for p in theirs]
             axes.plot(
@@ -115,9 +135,6 @@ def accuracy(table: Sequence[Row], points: Sequence[Point]) -> "Figure":
         e, down, up = _bars(dense[0])
         axes.axhline(e, color=_GREY, lw=1.3, ls=(0, (1, 1.5)), label="dense")
         axes.axhspan(e - down, e + up, color=_GREY, alpha=0.13, lw=0)
-    densities = [1 - s for s in sparsities]
-    measured = densities + [_left(row) for row in table if row.sparsity is not None]
-    room = max((max(measured) / min(measured)) ** 0.08, 1.25)
     axes.set_xlim(max(measured) * room, min(measured) / room)
     axes.set_xticks(densities, [f"{percent(s)}\n1 of {_short(1 / (1 - s))}" for s in sparsities])
     axes.minorticks_off()
@@ -137,11 +154,17 @@ def worth(table: Sequence[Row]) -> "Figure":
     figure, (left, right) = subplots(4.0, 1, 2, sharey=True)
     left.set_xscale("log")
     looks = _looks(table)
+    shares = [100 * row.flops_left.mean for row in table if row.method != DENSE] or [100.0]
+    edge = _edge(shares)
     for method, look in looks.items():
         mine = [row for row in table if row.method == method]
         y = [_bars(row)[0] for row in mine]
         style = look | {"linestyle": look["linestyle"], "lw": 1.2, "ms": 6}
-        left.plot([100 * row.flops_left.mean for row in mine], y, label=method, **style)
+        x = [100 * row.flops_left.mean or edge for row in mine]
+        left.plot(x, y, label=method, **style)
+        for place, e, row in zip(x, y, mine, strict=True):
+            if row.flops_left.mean == 0:
+                _told(left, place, e, "0")
         timed = [(row.speedup.mean, e) for row, e in zip(mine, y, strict=True) if row.speedup is not None]
         right.plot([speed for speed, _ in timed], [e for _, e in timed], **style)
     values = [_bars(row)[0] for row in table]
@@ -149,10 +172,12 @@ def worth(table: Sequence[Row]) -> "Figure":
     if dense:
         for axes in (left, right):
             axes.axhline(_bars(dense[0])[0], color=_GREY, lw=1.3, ls=(0, (1, 1.5)))
-    shares = [100 * row.flops_left.mean for row in table if row.method != DENSE] or [100.0]
+    shares = [share or edge for share in shares]
     left.set_xlim(max(shares) * 1.25, min(shares) / 1.25)
     ticks = [digit * 10.0**e for e in range(-3, 3) for digit in (1, 2, 5)]
     shown = [t for t in ticks if min(shares) / 1.25 <= t <= max(shares) * 1.25]
+    if len(shown) < 2:
+        shown = sorted({float(f"{s:.2g}") for s in (min(shares), max(shares))})
     left.set_xticks(shown, [f"{t:g}" for t in shown], minor=False)
     left.xaxis.set_minor_locator(NullLocator())
     left.set_xlabel("multiply-adds left (%, log scale)")

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from sparse_ops import methods
 from sparse_ops.train import run_folder
 from sparse_ops.train.compare import DENSE, percent
+from sparse_ops.train.compare_speed import TOLERANCE as SPREAD
 from sparse_ops.train.compare_store import PICTURE, RECORDS, REPORT, SHARED, TABLE, Record, Store
 from sparse_ops.train.dense import DenseTraining
 from sparse_ops.train.published import PAPERS, Point, beside, read
@@ -21,6 +23,27 @@ RULES = {
     "validation": "the best epoch's network by held-out training images",
     "test": "the BEST EPOCH ON THE TEST SET, as some papers do: these accuracies are optimistic",
 }
+
+
+MISSED, DEAD, UNSTEADY = "*", "†", "‡"
+TOLERANCE = 0.0005  # of the sparsity: 0.05 points
+_DEAD = re.compile(r"no weight survives in ([^:]+):")  # in the warnings of records without dead_layers
+
+
+def missed(record: Record) -> bool:
+    """Whether the zeros are not those that were asked for, by more than TOLERANCE and more than one weight."""
+    if record["sparsity"] is None:
+        return False
+    one = 1 / record["prunable"] if record.get("prunable") else 0.0
+    return abs(record["sparsity_measured"] - record["sparsity"]) > max(TOLERANCE, one) + 1e-9
+
+
+def dead(record: Record) -> list[str]:
+    """The layers without any weight."""
+    if "dead_layers" in record:
+        return list(record["dead_layers"])
+    told = [match for text in record.get("warnings", ()) for match in _DEAD.findall(text)]
+    return list(dict.fromkeys(name for names in told for name in names.split(", ")))
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,8 @@ class Row:
     seconds: Figure
     select: str
     published: Point | None
+    marks: str = ""  # MISSED and DEAD, where a run of the row is such
+    steady: bool = True
 
 
 def rows(records: Iterable[Record], points: Sequence[Point] = ()) -> list[Row]:
@@ -81,6 +106,8 @@ def rows(records: Iterable[Record], points: Sequence[Point] = ()) -> list[Row]:
                 Figure.of([record["seconds"] for record in group]),
                 group[0]["select"],
                 near[0] if near else None,
+                MISSED * any(map(missed, group)) + DEAD * any(map(dead, group)),
+                all(record["speed"].get("steady", True) for record in group if "speed" in record),
             )
         )
     return found
@@ -110,9 +137,9 @@ def cells(table: Sequence[Row]) -> list[tuple[str, ...]]:
                 row.method,
                 row.accuracy.percent(),
                 str(row.accuracy.n),
-                f"{100 * row.zeros.mean:.2f}",
+                f"{100 * row.zeros.mean:.2f}{f' {row.marks}' if row.marks else ''}",
                 f"{100 * row.flops_left.mean:.3g}",
-                "-" if row.speedup is None else f"{row.speedup.mean:.2f}x",
+                "-" if row.speedup is None else f"{row.speedup.mean:.2f}x{'' if row.steady else f' {UNSTEADY}'}",
                 f"{row.seconds.mean:.0f}",
                 "-" if row.published is None else f"{row.published.accuracy:.2f}",
             )
@@ -155,6 +182,7 @@ def notes(records: Sequence[Record], table: Sequence[Row], epochs: int) -> list[
     if len(rates) > 1:
         said = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in rates.items())
         found.append(f"Learning rates DIFFER: {said}. A [schedule] in the recipe puts all runs on one curve.")
+    found += _marked(finished)
     for method in dict.fromkeys(record["method"] for record in finished):
         lengths = [record["epochs_trained"] for record in finished if record["method"] == method]
         if min(lengths) < epochs:
@@ -165,7 +193,8 @@ def notes(records: Sequence[Record], table: Sequence[Row], epochs: int) -> list[
     if timed:
         found.append(
             f"Sparse speed: dense over sparse time of the converted network, {timed[0]['timing']}, on "
-            f"{timed[0]['machine']}, one network after the other with nothing training beside."
+            f"{timed[0]['machine']}, one network after the other with nothing training beside. The dense time is the "
+            "median over the networks that were timed in one call."
         )
     sources = dict.fromkeys(
         f"{row.published.source}{f' ({row.published.rule})' if row.published.rule else ''}"
@@ -190,6 +219,25 @@ def _lr_rule(record: Record) -> str:
         return DenseTraining.lr_rule()
     user = recipe["method"].get("lr") == "user"
     return "constant" if user else methods.get(record["method"]).cls.lr_rule()
+
+
+def _marked(finished: Sequence[Record]) -> list[str]:
+    """A note for each mark of the table, naming the runs."""
+    notes = []
+    if off := [f"{_title(r)} ({100 * r['sparsity_measured']:.2f} %)" for r in finished if missed(r)]:
+        notes.append(f"{MISSED} The zeros are not those asked for, by more than 0.05 points: {', '.join(off)}.")
+    if gone := [f"{_title(r)} ({', '.join(dead(r))})" for r in finished if dead(r)]:
+        notes.append(
+            f"{DEAD} A layer has no weight left, so that the network gives one answer to all images unless a path "
+            f"leads around it; its speed is worth nothing then: {'; '.join(gone)}."
+        )
+    if shaky := [_title(r) for r in finished if not r.get("speed", {}).get("steady", True)]:
+        notes.append(
+            f"{UNSTEADY} Timed twice, the dense network's own time was off the median by more than "
+            f"{100 * SPREAD:.0f} %: something else ran on the machine, this speed is not to be trusted: "
+            f"{', '.join(shaky)}."
+        )
+    return notes
 
 
 def write(path: Path, published: Path = PAPERS) -> tuple[str, Path | None, str | None]:
@@ -245,7 +293,8 @@ def sentence(table: Sequence[Row]) -> str:
     parts = []
     for sparsity in dict.fromkeys(row.sparsity for row in table if row.sparsity is not None):
         best = max((row for row in table if row.sparsity == sparsity), key=lambda row: row.accuracy.mean)
-        parts.append(f"{best.method} {best.accuracy.percent()} % at {percent(sparsity)} zeros")
+        marks = f" {best.marks}" if best.marks else ""
+        parts.append(f"{best.method}{marks} {best.accuracy.percent()} % at {percent(sparsity)} zeros")
     dense = [row for row in table if row.method == DENSE]
     against = f"; dense {dense[0].accuracy.percent()} %" if dense else ""
     return f"Highest mean test accuracy{mark(table)}: " + ", ".join(parts) + against + "."

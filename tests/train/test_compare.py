@@ -140,6 +140,27 @@ def test_a_finished_comparison_trains_nothing(finished, recipe, monkeypatch, cap
     assert cli.main(["report", str(finished)]) == 0 and "oneshot" in capsys.readouterr().out
 
 
+def test_a_dense_time_that_disagrees_is_taken_again(finished, recipe, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "timed"
+    subprocess.run(["cp", "-r", str(finished), str(out)], check=True)
+    store = Store(out)
+    for record in store.records().values():
+        store.replace({key: value for key, value in record.items() if key != "speed"})
+    times = iter([1.0, 5.0, 1.1, 1.0, 1.0])  # the second of four, and what it is the second time
+    whole = compare_work._speed
+
+    def busy(*arguments):
+        return whole(*arguments) | {"dense_ms": next(times)}
+
+    monkeypatch.setattr(compare_work, "_speed", busy)
+    assert cli.main(command(recipe, out)) == 0
+    assert next(times, None) is None and capsys.readouterr().out.count("timed again") == 1
+    speeds = [record["speed"] for record in store.records().values() if "speed" in record]
+    assert [speed["dense_ms_own"] for speed in speeds] == [1.0, 1.0, 1.1, 1.0]
+    assert all(speed["steady"] and speed["dense_ms_spread"] == [1.0, 1.1] for speed in speeds)
+    assert [record["dead_layers"] for record in store.records().values()] == [[]] * 5
+
+
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_bit_for_bit(finished, recipe, tmp_path):
     """SIGKILL of the command while its two processes are in the middle of runs; they end with it."""
