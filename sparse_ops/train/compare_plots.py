@@ -162,9 +162,6 @@ def worth(table: Sequence[Row]) -> "Figure":
         style = look | {"linestyle": look["linestyle"], "lw": 1.2, "ms": 6}
         x = [100 * row.flops_left.mean or edge for row in mine]
         left.plot(x, y, label=method, **style)
-        for place, e, row in zip(x, y, mine, strict=True):
-            if row.flops_left.mean == 0:
-                _told(left, place, e, "0")
         timed = [(row.speedup.mean, e) for row, e in zip(mine, y, strict=True) if row.speedup is not None]
         right.plot([speed for speed, _ in timed], [e for _, e in timed], **style)
     values = [_bars(row)[0] for row in table]
@@ -172,13 +169,15 @@ def worth(table: Sequence[Row]) -> "Figure":
     if dense:
         for axes in (left, right):
             axes.axhline(_bars(dense[0])[0], color=_GREY, lw=1.3, ls=(0, (1, 1.5)))
-    shares = [share or edge for share in shares]
+    found, shares = shares, [share or edge for share in shares]
     left.set_xlim(max(shares) * 1.25, min(shares) / 1.25)
     ticks = [digit * 10.0**e for e in range(-3, 3) for digit in (1, 2, 5)]
     shown = [t for t in ticks if min(shares) / 1.25 <= t <= max(shares) * 1.25]
     if len(shown) < 2:
         shown = sorted({float(f"{s:.2g}") for s in (min(shares), max(shares))})
-    left.set_xticks(shown, [f"{t:g}" for t in shown], minor=False)
+    if 0 in found:
+        shown = [edge, *(t for t in shown if t > 1.2 * edge)]
+    left.set_xticks(shown, ["0" if 0 in found and t == edge else f"{t:g}" for t in shown], minor=False)
     left.xaxis.set_minor_locator(NullLocator())
     left.set_xlabel("multiply-adds left (%, log scale)")
     right.set_xlabel("speed of the converted network (dense = 1)")

@@ -239,6 +239,8 @@ def test_a_network_without_weights_is_seen_in_the_pictures():
         assert len(points) >= 4 and all(right < x < left for line in points for x in line.get_xdata())
         ticks = [x for x in axes.get_xticks() if right <= x <= left]
         assert 1 <= len(ticks) <= 8
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["0", "10"]  # and not the share at which nothing is drawn
     assert any("100 % *†" in text.get_text() for text in compare_plots.accuracy(table, []).axes[0].texts)
 
 
