@@ -21,7 +21,8 @@ inline Dtype dtype_of(const Tensor& t) {
 enum class Panel { computed, halves, pairs };
 
 // A is (M, K). `b` belongs to its columns, `y` to its rows; N is the other dimension of both, outermost in memory where
-// `transposed`, else innermost. values, bias: of the compute type (float, double for f64); `pairs` keeps the values in bfloat16.
+// `transposed`, else innermost. values, bias: of the compute type (float, double for f64); of
+// pairs, whose products take subnormal numbers for 0, the values stay bfloat16.
 struct CsrProblem {
   const int32_t* offsets;
   const int32_t* columns;
