@@ -71,7 +71,7 @@ def _write_scope(
     far = tl.abs(drift)
     cold = tl.minimum(tl.maximum(2 * far, 0.01 * threshold), 0.05 * threshold)
     most = tl.minimum(tl.maximum(size / 128, 128.0), capacity / 2)
-    least = tl.minimum(tl.maximum(size / 1024, 32.0), most)
+    least = tl.minimum(tl.maximum(size / 8192, 32.0), most)
     grown = tl.where(count < least, 0.625 * (high - low), 0.45 * (high - low))  # two literals would be float32
     half = tl.where(hit, tl.maximum(3 * far, grown), cold)
     width = (high - low) / tl.maximum(count, 1.0)  # of one candidate

@@ -72,14 +72,14 @@ struct Scope {
     return true;
   }
 
-  // Around the threshold that moves on as it did, as wide as it moved, with n/1024 to n/128 candidates.
+  // Around the threshold that moves on as it did, as wide as it moved, with n/8192 to n/128 candidates.
   void steer(double threshold, double drift, bool hit, double* bracket) const {
     if (threshold == 0) {
       bracket[0] = bracket[1] = tiny();  // all zeros lie below, and their count proves the next zero
       return;
     }
     const double most = std::min(std::max(n / 128.0, 128.0), capacity / 2.0);
-    const double least = std::min(std::max(n / 1024.0, 32.0), most);
+    const double least = std::min(std::max(n / 8192.0, 32.0), most);
     double half = hit ? std::max(3 * std::abs(drift), (count < least ? 0.625 : 0.45) * (high - low))
                       : std::min(std::max(2 * std::abs(drift), 0.01 * threshold), 0.05 * threshold);
     if (count > 0 && high > low && (hit || count > capacity)) half = std::min(half, 0.5 * most * (high - low) / count);

@@ -67,10 +67,13 @@ class SweepInside(torch.optim.Optimizer):
 
     def _buckets(self, group: dict[str, Any], state_of: Callable[[Tensor], dict[str, Any]]) -> Iterator[Bucket]:
         """The parameters of a group that have a gradient, by device and by what `_kind(state)` tells apart."""
-        pairs = [(p, grad) for p in group["params"] if (grad := p.grad) is not None]
-        params, grads = [p for p, _ in pairs], [grad for _, grad in pairs]
+        params: list[Tensor] = list(group["params"])
+        found = [p.grad for p in params]
+        if any(map(operator.is_, found, itertools.repeat(None))):
+            params = [p for p, grad in zip(params, found, strict=True) if grad is not None]
+        grads = [grad for grad in found if grad is not None]
         if any(map(operator.is_not, map(_layout, grads), itertools.repeat(torch.strided))):
-            p, grad = next(pair for pair in pairs if pair[1].layout is not torch.strided)
+            p, grad = next(pair for pair in zip(params, grads, strict=True) if pair[1].layout is not torch.strided)
             raise ValueError(
                 f"{type(self).__name__}: the gradient of a {tuple(p.shape)} parameter is {grad.layout}, "
                 "expected a strided one (an Embedding with sparse=True needs an optimiser of its own)"

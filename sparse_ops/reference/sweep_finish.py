@@ -38,13 +38,13 @@ def proven(n: int, k: int, bracket: list[float], above: int, count: int, candida
 def next_bracket(
     n: int, threshold: float, drift: float, hit: bool, bracket: list[float], count: int, candidates: Tensor
 ) -> tuple[float, float]:
-    """Around the threshold that moves on as it did, as wide as it moved, with n/1024 to n/128 candidates."""
+    """Around the threshold that moves on as it did, as wide as it moved, with n/8192 to n/128 candidates."""
     if threshold == 0:
         tiny = torch.finfo(candidates.dtype).smallest_normal * torch.finfo(candidates.dtype).eps
         return tiny, tiny  # all zeros lie below, and their count proves the next zero
     low, high = bracket
     most = min(max(n / 128, 128), candidates.numel() / 2)
-    least = min(max(n / 1024, 32), most)
+    least = min(max(n / 8192, 32), most)
     if hit:
         half = max(3 * abs(drift), (0.625 if count < least else 0.45) * (high - low))
     else:
