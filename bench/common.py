@@ -21,14 +21,16 @@ import sparse_ops
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks know; a benchmark adds its own."""
+def parser(doc: str, several_threads: bool = False) -> argparse.ArgumentParser:
+    """The options that all benchmarks know; a benchmark adds its own. several_threads: `--threads 1 2`, a list."""
     parser = argparse.ArgumentParser(
         prog=f"python -m bench {Path(sys.argv[0]).stem}", description=doc, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON record per line to FILE")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
+    threads = torch.get_num_threads()
+    many: dict[str, Any] = {"nargs": "+", "default": [threads]} if several_threads else {"default": threads}
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)", **many)
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds; the median is reported")
     parser.add_argument("--seconds", type=float, default=0.02, help="shortest time of one sample")
     return parser
@@ -37,7 +39,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def start(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse, set threads and seed."""
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads[0] if isinstance(args.threads, list) else args.threads)
     torch.manual_seed(0)
     return args
 

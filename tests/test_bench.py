@@ -4,8 +4,12 @@ import json
 import sys
 
 import pytest
+import torch
+from torch import nn
 
-from bench import select, step, train_step
+from bench import linear, select, speedups, step, train_step
+from sparse_ops import save
+from sparse_ops.nn import SparseLinear
 
 FIELDS = {"op", "shape", "dtype", "sparsity", "contender", "ms", "spread", "gflops", "gbs", "threads", "device"}
 FIELDS |= {"versions", "commit"}
@@ -47,6 +51,47 @@ def test_select(monkeypatch, tmp_path):
     lines = records(monkeypatch, tmp_path, select, "--size", "20000")
     assert {"sparse_ops", "torch.kthvalue", "torch.topk", "numpy.partition"} <= {line["contender"] for line in lines}
     assert all(set(line) >= FIELDS for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+def test_linear(monkeypatch, tmp_path, capsys):
+    names = ["--size", "48x32", "--batch", "5", "--sparsity", "0.5", "0.9", "--mask", "erk", "--no-compile"]
+    lines = [r for r in records(monkeypatch, tmp_path, linear, *names) if r["ms"]]
+    assert all(set(r) >= FIELDS and r["mask"] == "erk" for r in lines)
+    assert {r["work"] for r in lines} == {"forward", "training", "prepare"}
+    forward = {r["contender"]: r for r in lines if r["work"] == "forward" and r["sparsity"] == 0.9}
+    assert {"dense float32", "dense bfloat16", "torch CSR", "sparse_ops float32 batch-last"} <= set(forward)
+    assert forward["sparse_ops float32"]["tolerance"] == "float32"
+    assert forward["sparse_ops bfloat16"]["tolerance"] == "half" and forward["sparse_ops bfloat16"]["error"] > 0
+    prepared = [r for r in lines if r["work"] == "prepare"]
+    assert prepared[0]["bytes_held"] > prepared[1]["bytes_held"] > 0
+    assert "forward 48x32 batch 5, erk mask" in capsys.readouterr().out
+    picture = tmp_path / "linear.svg"
+    linear.main(["--plot", str(picture), "--json", str(tmp_path / "bench.linear.jsonl")])
+    assert picture.read_text().lstrip().startswith("<?xml")
+
+
+def test_break_even_lies_between_the_points_around_it():
+    assert speedups.break_even([(0.5, 0.5), (0.75, 2.0)]) == pytest.approx(1 - (0.5 * 0.25) ** 0.5)
+    assert speedups.break_even([(0.5, 1.5), (0.75, 2.0)]) is None
+
+
+def test_linear_on_a_trained_model_and_a_pattern_in_text(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 40), nn.Linear(40, 10))
+    with torch.no_grad():
+        for layer in model[:2]:
+            layer.weight *= torch.rand_like(layer.weight) >= 0.8
+    model[1] = SparseLinear.from_dense(model[1])
+    save(model, tmp_path / "model.safetensors")
+    (tmp_path / "layer.smtx").write_text("2, 3, 3\n0 1 3\n1 0 2\n")
+    files = [str(tmp_path / name) for name in ("model.safetensors", "layer.smtx")]
+    options = ["--model", *files, "--batch", "3", "--no-compile", "--work", "forward"]
+    lines = [r for r in records(monkeypatch, tmp_path, linear, *options) if r["contender"] == "sparse_ops float32"]
+    assert {(r["shape"], r["mask"]) for r in lines} == {
+        ("30x20 batch 3", "model"), ("40x30 batch 3", "model"), ("2x3 batch 3", "layer"),
+    }  # fmt: skip
+    assert next(r["sparsity"] for r in lines if r["mask"] == "layer") == 0.5
 
 
 @pytest.mark.filterwarnings("ignore:ART")

@@ -1,0 +1,110 @@
+"""How many times faster: the table and the picture of records that hold dense, sparse_ops and other sparse contenders.
+
+A record has `kind` ("dense", "ours" or "other"), `tolerance` ("float32" or "half": which of the two its error allows),
+`threads`, `work`, `shape`, `mask` and `sparsity`. `best` compares within one group of these: ours of any tolerance with
+the best dense contender of any (each is used where its error is accepted), then float32 with float32.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+LINES = {"any dtype": ("half", "float32"), "float32": ("float32",)}
+
+
+def read(path: Path) -> list[Record]:
+    """The measured records of a file, a later one in place of an earlier one of the same contender."""
+    latest: dict[str, Record] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        if record.get("ms") and "kind" in record:
+            latest[str([record["contender"], *_group(record)])] = record
+    return list(latest.values())
+
+
+def _group(record: Record) -> tuple[Any, ...]:
+    return record["threads"], record["work"], str(record["shape"]), record["mask"], record["sparsity"]
+
+
+def best(records: Iterable[Record]) -> list[Record]:
+    """One row for each group and line of LINES: dense, ours and other (records), speedup and over_other."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(_group(record), []).append(record)
+    rows = []
+    for (threads, work, shape, mask, sparsity), members in groups.items():
+        for line, tolerances in LINES.items():
+            row: Record = {"threads": threads, "work": work, "shape": shape, "mask": mask, "sparsity": sparsity}
+            for kind in ("dense", "ours", "other"):
+                of_kind = [r for r in members if r["kind"] == kind and r["tolerance"] in tolerances]
+                row[kind] = min(of_kind, key=lambda r: r["ms"], default=None)
+            if row["dense"] and row["ours"]:
+                over = row["other"]["ms"] / row["ours"]["ms"] if row["other"] else None
+                rows.append(row | {"line": line, "speedup": row["dense"]["ms"] / row["ours"]["ms"], "over_other": over})
+    return rows
+
+
+def table(records: Iterable[Record]) -> str:
+    """Text: under each work, shape, mask and number of threads the best dense contender and ours at each sparsity."""
+    lines: dict[tuple[Any, ...], list[str]] = {}
+    for row in best(records):
+        dense, ours = row["dense"], row["ours"]
+        text = f"  {row['sparsity']:7.2%} {row['line']:10} best dense {dense['ms']:9.4f} ms ({dense['contender']}), "
+        text += f"ours {ours['ms']:9.4f} ms ({ours['contender']}): {row['speedup']:6.2f}x"
+        if row["over_other"]:
+            text += f"; {row['over_other']:.1f}x {row['other']['contender']}"
+        lines.setdefault((row["work"], row["shape"], row["mask"], row["threads"]), []).append(text)
+    heads = (f"\n{work} {shape}, {mask} mask, {threads} thread(s)" for work, shape, mask, threads in lines)
+    return "\n".join(line for head, rows in zip(heads, lines.values(), strict=True) for line in (head, *rows))
+
+
+def break_even(points: list[tuple[float, float]]) -> float | None:
+    """The sparsity where the speed-up is 1, between points (sparsity, speed-up), log over log; None: nowhere."""
+    for (s0, v0), (s1, v1) in itertools.pairwise(points):
+        if v0 < 1 <= v1:
+            share = -math.log(v0) / (math.log(v1) - math.log(v0))
+            return 1 - math.exp(math.log(1 - s0) + share * (math.log(1 - s1) - math.log(1 - s0)))
+    return None
+
+
+def plot(records: Iterable[Record], picture: Path, title: str) -> None:
+    """Speed-up against sparsity, a line for each shape and tolerance, its break-even marked where it is measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    rows = best(records)
+    several = len({(row["threads"], row["work"], row["mask"]) for row in rows}) > 1
+    for row in rows:
+        name = row["shape"]
+        if several:
+            name += f" {row['work']}, {row['mask']}, {row['threads']} thread(s)"
+        series.setdefault((name, row["line"]), []).append((row["sparsity"], row["speedup"]))
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    names = list(dict.fromkeys(name for name, _ in series))
+    for (name, line), unordered in series.items():
+        points = sorted(unordered)
+        color = f"C{names.index(name) % 10}"
+        style = {"linestyle": "-", "marker": "o"} if line == "any dtype" else {"linestyle": "--", "marker": "."}
+        even = break_even(points)
+        label = f"{name}, {line}" + ("" if even is None else f" (even at {even:.0%})")
+        axes.plot([1 / (1 - s) for s, _ in points], [v for _, v in points], color=color, label=label, **style)
+        if even is not None:
+            axes.plot([1 / (1 - even)], [1], marker="X", markersize=10, color=color, linestyle="none")
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="zeros, %", ylabel="times faster than the best dense contender")
+    measured = sorted({row["sparsity"] for row in rows})
+    axes.set_xticks([1 / (1 - s) for s in measured], [f"{100 * s:.3g}" for s in measured])
+    axes.set_xticks([], minor=True)
+    axes.set_title(title)
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend(fontsize=7)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture)
+    pyplot.close(figure)
