@@ -7,6 +7,7 @@ from sparse_ops.methods.diffsparse import DifferentiableSparsification
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
+from sparse_ops.methods.options import Options
 from sparse_ops.methods.registry import MethodInfo, get, names
 from sparse_ops.methods.rigl import SET, RigL
 from sparse_ops.methods.soft_threshold_str import STR
@@ -25,6 +26,7 @@ __all__ = [
     "GReg2",
     "MethodInfo",
     "OneShot",
+    "Options",
     "PhaseChange",
     "RigL",
     "Sparsifier",

@@ -5,17 +5,15 @@ NeurIPS 2021, arXiv 2106.12379.
 """
 
 import itertools
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from sparse_ops.masks import Count, Scope
+from sparse_ops.methods.arguments import epochs
 from sparse_ops.methods.budget import Sparsity
-from sparse_ops.methods.execution import Execution, RunsSparse
-from sparse_ops.methods.updater import epochs
+from sparse_ops.methods.execution import RunsSparse, SparseRunOptions
 from sparse_ops.optim.hooks import zero_momentum
-from sparse_ops.prunable import Filters
 
 
 class ACDC(RunsSparse):
@@ -30,7 +28,7 @@ class ACDC(RunsSparse):
     half a cosine over the whole run.
 
     execution="sparse": layers run sparse in sparse phases, with the same result to rounding. The defaults are the
-    authors' 100 epochs for ImageNet. The other arguments are those of `Sparsifier`.
+    authors' 100 epochs for ImageNet. The other arguments are those of `Options`.
     """
 
     name = "acdc"
@@ -49,15 +47,7 @@ class ACDC(RunsSparse):
         last_dense_epochs: int = 10,
         last_sparse_epochs: int = 15,
         reset_momentum: bool = True,
-        execution: Execution = "dense",
-        prunable: Filters = None,
-        exclude: Filters = None,
-        scope: Scope = "global",
-        count: Count = "nearest",
-        min_nonzeros: int = 0,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[SparseRunOptions],
     ) -> None:
         lengths = {
             "warmup_epochs": warmup_epochs,
@@ -89,21 +79,7 @@ class ACDC(RunsSparse):
             ("sparse", last_sparse_epochs),
         ]
         self.reset_momentum = reset_momentum
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            [(name, length) for name, length in course if length],
-            execution=execution,
-            prunable=prunable,
-            exclude=exclude,
-            scope=scope,
-            count=count,
-            min_nonzeros=min_nonzeros,
-            lr=lr,
-            strict=strict,
-            check=check,
-        )
+        super().__init__(model, optimizer, sparsity, [(name, length) for name, length in course if length], **options)
         self._start()
 
     @classmethod

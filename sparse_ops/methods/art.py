@@ -4,19 +4,18 @@ Glandorf, Kaiser, Rosenhahn: HyperSparse Neural Networks: Shifting Exploration t
 Regularization, ICCVW 2023, arXiv 2308.07163.
 """
 
-import math
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import nn
 
-from sparse_ops.masks import Count, Scope
+from sparse_ops.methods.arguments import epochs, fraction, one_of, positive
 from sparse_ops.methods.best_of import BestOf
 from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.options import Options
 from sparse_ops.methods.schedules import growing
-from sparse_ops.methods.updater import Evaluate, Sparsifier, epochs, fraction
+from sparse_ops.methods.updater import Evaluate, Sparsifier
 from sparse_ops.optim.snapshot import Snapshot, pruned
-from sparse_ops.prunable import Filters
 
 
 class ART(Sparsifier):
@@ -34,7 +33,7 @@ class ART(Sparsifier):
     kept. Weights that were edited through `.data` need a `refresh()`: nothing else shows that they have changed.
 
     The defaults are the authors' for CIFAR-10 with SGD at learning rate 0.1. The other arguments are those of
-    `Sparsifier`; count="art" prunes as the authors do, floor(sparsity n) + 1 weights and all ties.
+    `Options`; count="art" prunes as the authors do, floor(sparsity n) + 1 weights and all ties.
     """
 
     name = "art"
@@ -53,14 +52,7 @@ class ART(Sparsifier):
         eta: float = 1.05,
         half_window: int = 1,
         total_epochs: int = 0,
-        prunable: Filters = None,
-        exclude: Filters = None,
-        scope: Scope = "global",
-        count: Count = "nearest",
-        min_nonzeros: int = 0,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         epochs(
             "ART",
@@ -76,27 +68,12 @@ class ART(Sparsifier):
                 "pretrain_epochs and max_regularize_epochs may take"
             )
         self._whole = total_epochs
-        if regularizer not in ("hypersparse", "l1", "l2"):
-            raise ValueError(f"ART: regularizer is {regularizer!r}; it may be one of hypersparse, l1, l2")
-        for name, value in (("lambda_init", lambda_init), ("eta", eta)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"ART: {name} is {value}, expected a finite number > 0")
+        one_of("ART", "regularizer", regularizer, ("hypersparse", "l1", "l2"))
+        positive("ART", lambda_init=lambda_init, eta=eta)
         self.regularizer, self.lambda_init, self.eta = regularizer, float(lambda_init), float(eta)
         self.best = BestOf(half_window)
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            [("pretrain", pretrain_epochs), ("regularize", max_regularize_epochs), ("finetune", finetune_epochs)],
-            prunable=prunable,
-            exclude=exclude,
-            scope=scope,
-            count=count,
-            min_nonzeros=min_nonzeros,
-            lr=lr,
-            strict=strict,
-            check=check,
-        )
+        course = [("pretrain", pretrain_epochs), ("regularize", max_regularize_epochs), ("finetune", finetune_epochs)]
+        super().__init__(model, optimizer, sparsity, course, **options)
         self._start()
 
     @classmethod

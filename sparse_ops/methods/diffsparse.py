@@ -5,15 +5,16 @@ unstructured sparsity, arXiv 2006.13716.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from sparse_ops.methods.arguments import one_of
 from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.options import SharedOptions
 from sparse_ops.methods.reparametrized import Reparametrized
 from sparse_ops.optim.reparametrize import SoftThreshold, logit
-from sparse_ops.prunable import Filters
 
 # Of the gradient by beta, which grows with the number of weights in the group: without it a layer of 262,144 weights is
 # dead within a few steps of SGD at a strength of 6e-5, before a controller sees it.
@@ -34,7 +35,7 @@ class DifferentiableSparsification(Reparametrized):
     the measured sparsity follows a cubic to `sparsity` and keeps it; False: it is constant, and `sparsity` only what is
     wanted. Thresholds do not decay; their learning rate is `threshold_lr` times the first group's (0: 10 times for
     optimisers with betas, whose steps do not grow with the gradient, else once). The learning rate is one half-cosine
-    over the run. The other arguments are those of `Sparsifier`; a mapping as sparsity gives the total.
+    over the run. The other arguments are those of `SharedOptions`; a mapping as sparsity gives the total.
 
     Under `LBFGS` and other closures the penalty joins the first evaluation of a step.
     """
@@ -58,32 +59,22 @@ class DifferentiableSparsification(Reparametrized):
         initial_share: float = 0.1,
         threshold_lr: float = 0.0,
         controller: bool = True,
-        prunable: Filters = None,
-        exclude: Filters = None,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[SharedOptions],
     ) -> None:
-        for argument, value, known in (
-            ("unit", unit, ("weight", "filter")),
-            ("group", group, ("layer", "filter")),
-            ("leaky", leaky, ("relu", "elu")),
-        ):
-            if value not in known:
-                raise ValueError(f"{type(self).__name__}: {argument} is {value!r}; it may be {' or '.join(known)}")
+        one_of(self._title, "unit", unit, ("weight", "filter"))
+        one_of(self._title, "group", group, ("layer", "filter"))
+        one_of(self._title, "leaky", leaky, ("relu", "elu"))
         if unit == "filter" and group == "filter":
-            raise ValueError(f"{type(self).__name__}: group is 'filter', but with unit='filter' a layer is the group")
+            raise ValueError(f"{self._title}: group is 'filter', but with unit='filter' a layer is the group")
         for argument, number, low, high in (
             ("strength", strength, 0.0, math.inf),
             ("p", p, 0.0, 2.0),
             ("initial_share", initial_share, 0.0, 1.0),
         ):
             if not low < number < high:
-                raise ValueError(
-                    f"{type(self).__name__}: {argument} is {number}, expected {low:g} < {argument} < {high:g}"
-                )
+                raise ValueError(f"{self._title}: {argument} is {number}, expected {low:g} < {argument} < {high:g}")
         if not (math.isfinite(threshold_lr) and threshold_lr >= 0):
-            raise ValueError(f"{type(self).__name__}: threshold_lr is {threshold_lr}, expected a finite number >= 0")
+            raise ValueError(f"{self._title}: threshold_lr is {threshold_lr}, expected a finite number >= 0")
         if threshold_lr == 0:
             threshold_lr = 10.0 if "betas" in getattr(optimizer, "defaults", {}) else 1.0
         self.unit, self.group, self.p, self.leaky = unit, group, float(p), leaky
@@ -97,11 +88,7 @@ class DifferentiableSparsification(Reparametrized):
             controller=controller,
             total_steps=total_steps,
             lr_factor=float(threshold_lr),
-            prunable=prunable,
-            exclude=exclude,
-            lr=lr,
-            strict=strict,
-            check=check,
+            **options,
         )
 
     def _form(self, name: str, weight: nn.Parameter) -> SoftThreshold:

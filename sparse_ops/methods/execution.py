@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import nn
 
 from sparse_ops.masks import PackedMask
+from sparse_ops.methods.arguments import one_of
 from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.options import Options
 from sparse_ops.methods.report import Report
 from sparse_ops.methods.updater import Sparsifier
 from sparse_ops.nn.turns import Turns
@@ -17,13 +19,21 @@ from sparse_ops.optim.packed import packed_state
 Execution = Literal["dense", "sparse"]
 
 
+class SparseRunOptions(Options, total=False):
+    """`Options`, and execution: "dense", or "sparse" for sparse layers while masks are in force."""
+
+    execution: Execution
+
+
 class RunsSparse(Sparsifier):
-    """A Sparsifier with the argument execution: "dense", or "sparse" for sparse layers while masks are in force.
+    """A Sparsifier with the argument execution, see `SparseRunOptions`.
 
     A method calls `_run_sparse` and `_run_dense` where its masks come into force and before it changes them. While
     layers run sparse, their `values` stand in the place of their weights in the model, in its state_dict and in the
     optimiser; `weights` are out of date there. `finalize` and `detach` leave a dense model.
     """
+
+    defaults: ClassVar[SparseRunOptions] = {"execution": "dense", **Sparsifier.defaults}
 
     def __init__(
         self,
@@ -33,13 +43,12 @@ class RunsSparse(Sparsifier):
         course: list[tuple[str, int]],
         *,
         execution: Execution = "dense",
-        **shared: Any,
+        **options: Unpack[Options],
     ) -> None:
-        if execution not in get_args(Execution):
-            raise ValueError(f"{self._title}: execution is {execution!r}; it may be one of dense, sparse")
+        one_of(self._title, "execution", execution, get_args(Execution))
         self.execution = execution
         self._sparse_masks: dict[str, PackedMask] = {}  # of the layers that run sparse now
-        super().__init__(model, optimizer, sparsity, course, **shared)
+        super().__init__(model, optimizer, sparsity, course, **options)
         self._turns = Turns(model, optimizer, self.weights)
 
     @property

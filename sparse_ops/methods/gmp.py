@@ -6,16 +6,17 @@ arXiv 1710.01878.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from sparse_ops.masks import Count, PackedMask, Scope, magnitude_mask, raised
+from sparse_ops.masks import PackedMask, magnitude_mask, raised
+from sparse_ops.methods.arguments import epochs
 from sparse_ops.methods.budget import Budget, Sparsity
+from sparse_ops.methods.options import Options
 from sparse_ops.methods.schedules import cubic, phase_steps
-from sparse_ops.methods.updater import Sparsifier, epochs
-from sparse_ops.prunable import Filters
+from sparse_ops.methods.updater import Sparsifier
 
 PRUNINGS = 100  # of a schedule whose `every` is not given
 
@@ -34,7 +35,7 @@ class GMP(Sparsifier):
     Per-layer sparsities follow the same curve, each to its own target and from no more than that; where the rounding of
     a layer's count would fall as the total rises, it stays, and another layer has as many fewer zeros. The mask of the
     full target is in force when "finetune" begins, also where fewer steps were taken than total_steps said. The other
-    arguments are those of `Sparsifier`.
+    arguments are those of `Options`.
     """
 
     name = "gmp"
@@ -53,14 +54,7 @@ class GMP(Sparsifier):
         total_steps: int,
         every: int = 0,
         initial_sparsity: float = 0.0,
-        prunable: Filters = None,
-        exclude: Filters = None,
-        scope: Scope = "global",
-        count: Count = "nearest",
-        min_nonzeros: int = 0,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         lengths = {"pretrain_epochs": pretrain_epochs, "prune_epochs": prune_epochs, "finetune_epochs": finetune_epochs}
         epochs("GMP", **lengths, every=every)
@@ -81,20 +75,8 @@ class GMP(Sparsifier):
         self.initial = initial_sparsity
         self._began = 0  # steps before the phase "prune"
         self._pruned = False  # the mask of the full target is in force
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            [("pretrain", pretrain_epochs), ("prune", prune_epochs), ("finetune", finetune_epochs)],
-            prunable=prunable,
-            exclude=exclude,
-            scope=scope,
-            count=count,
-            min_nonzeros=min_nonzeros,
-            lr=lr,
-            strict=strict,
-            check=check,
-        )
+        course = [("pretrain", pretrain_epochs), ("prune", prune_epochs), ("finetune", finetune_epochs)]
+        super().__init__(model, optimizer, sparsity, course, **options)
         self._start()
 
     @classmethod

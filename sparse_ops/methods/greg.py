@@ -5,21 +5,21 @@ Wang, Qin, Zhang, Fu: Neural Pruning via Growing Regularization, ICLR 2021, arXi
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import nn
 
-from sparse_ops.masks import Count, PackedMask, Scope
+from sparse_ops.masks import PackedMask
 from sparse_ops.methods import collapse
+from sparse_ops.methods.arguments import epochs, one_of, positive
 from sparse_ops.methods.budget import LayerRatios, Sparsity
 from sparse_ops.methods.growth import Growth
+from sparse_ops.methods.options import Options
 from sparse_ops.methods.schedules import phase_steps, steps_at_half_and_three_quarters
-from sparse_ops.methods.updater import Evaluate, Sparsifier, epochs
+from sparse_ops.methods.updater import Evaluate, Sparsifier
 from sparse_ops.optim.hooks import reset_state
-from sparse_ops.prunable import Filters
 
 KEPT_BY_THE_CODE = -1e-4
 
@@ -43,11 +43,12 @@ class GReg(Sparsifier):
     an error here instead of a warning after its first epoch, and the run's length is known. fit: scale the growth to
     max_regularize_epochs, see `Growth.fitted`; needs total_steps. Learning rates are those of the first parameter
     group, the others keep their proportion. scope: sparsity is that of each layer; with count="ceil" a layer of n
-    weights loses min(ceil(sparsity n), n - 1), as the authors count. The other arguments are those of `Sparsifier`.
+    weights loses min(ceil(sparsity n), n - 1), as the authors count. The other arguments are those of `Options`.
     """
 
     name = "greg1"
     _budget_type = LayerRatios
+    defaults: ClassVar[Options] = {**Sparsifier.defaults, "scope": "uniform"}
     works_in_steps = True
     own_variant: ClassVar[Literal[1, 2]] = 1
 
@@ -73,14 +74,7 @@ class GReg(Sparsifier):
         kept: Literal["paper", "code"] = "paper",
         regularize_lr: float = 1e-3,
         finetune_lr: float = 1e-2,
-        prunable: Filters = None,
-        exclude: Filters = None,
-        scope: Scope = "uniform",
-        count: Count = "nearest",
-        min_nonzeros: int = 0,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         lengths = [pretrain_epochs, max_regularize_epochs, finetune_epochs]
         names = ("pretrain_epochs", "max_regularize_epochs", "finetune_epochs")
@@ -88,27 +82,16 @@ class GReg(Sparsifier):
             "GReg", **dict(zip(names, lengths, strict=True)), update_every=update_every, stabilize_steps=stabilize_steps
         )
         self.variant = self.own_variant if variant is None else variant
-        if self.variant not in (1, 2):
-            raise ValueError(f"GReg: variant is {variant!r}; it may be 1 or 2")
+        one_of("GReg", "variant", self.variant, (1, 2))
         self.name = f"greg{self.variant}"
         if pretrain_epochs == 0 and not pretrained:
             raise ValueError(
                 "GReg: it prunes a trained network: give pretrained=True if this one is, or train it here first, for "
                 f"pretrain_epochs (now {pretrain_epochs})"
             )
-        for name, value in {
-            "update_every": update_every,
-            "d_lambda": d_lambda,
-            "tau": tau,
-            "d_pick": d_pick,
-            "tau_pick": tau_pick,
-            "regularize_lr": regularize_lr,
-            "finetune_lr": finetune_lr,
-        }.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(f"GReg: {name} is {value!r}, expected a finite number > 0")
-        if kept not in ("paper", "code"):
-            raise ValueError(f"GReg: kept is {kept!r}; it may be 'paper' or 'code'")
+        positive("GReg", update_every=update_every, d_lambda=d_lambda, tau=tau, d_pick=d_pick, tau_pick=tau_pick)
+        positive("GReg", regularize_lr=regularize_lr, finetune_lr=finetune_lr)
+        one_of("GReg", "kept", kept, ("paper", "code"))
         if self.variant == 2 and kept == "paper":
             for group in getattr(optimizer, "param_groups", []):
                 decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
@@ -131,20 +114,8 @@ class GReg(Sparsifier):
             0.0,
             -1,
         )  # steps before the phase; lambda; the last growth's step
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            list(zip(("pretrain", "regularize", "finetune"), lengths, strict=True)),
-            prunable=prunable,
-            exclude=exclude,
-            scope="global" if isinstance(sparsity, Mapping) and scope == "uniform" else scope,
-            count=count,
-            min_nonzeros=min_nonzeros,
-            lr=lr,
-            strict=strict,
-            check=check,
-        )
+        course = list(zip(("pretrain", "regularize", "finetune"), lengths, strict=True))
+        super().__init__(model, optimizer, sparsity, course, **options)
         self._start()
 
     @classmethod
@@ -163,7 +134,9 @@ class GReg(Sparsifier):
         constant = self.phase not in ("pretrain", "finetune")
         steps = 1.0 if constant else steps_at_half_and_three_quarters(self.phase_epoch, self.phase_epochs)
         rate = self.rates.get(self.phase)
-        return steps if rate is None or self._base_lrs[0] == 0 else steps * rate / self._base_lrs[0]
+        return (
+            steps if rate is None or self._learning_rates.base[0] == 0 else steps * rate / self._learning_rates.base[0]
+        )
 
     @classmethod
     def lr_rule(cls) -> str:

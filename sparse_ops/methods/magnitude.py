@@ -4,15 +4,15 @@ Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neur
 arXiv 1506.02626, with a single pruning step.
 """
 
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from sparse_ops.masks import Count, Scope
+from sparse_ops.methods.arguments import epochs
 from sparse_ops.methods.budget import Sparsity
-from sparse_ops.methods.updater import Sparsifier, epochs
-from sparse_ops.prunable import Filters
+from sparse_ops.methods.options import Options
+from sparse_ops.methods.updater import Sparsifier
 
 
 class OneShot(Sparsifier):
@@ -20,7 +20,7 @@ class OneShot(Sparsifier):
 
     pretrain: `pretrain_epochs` dense epochs (0 for a trained model). finetune: the smallest magnitudes are pruned, the
     optimiser is cleared, and the survivors train for `finetune_epochs`, the learning rate times 0.1 at half and at
-    three quarters of them. The other arguments are those of `Sparsifier`.
+    three quarters of them. The other arguments are those of `Options`.
     """
 
     name = "oneshot"
@@ -32,31 +32,11 @@ class OneShot(Sparsifier):
         sparsity: Sparsity,
         pretrain_epochs: int = 160,
         finetune_epochs: int = 160,
-        *,
-        prunable: Filters = None,
-        exclude: Filters = None,
-        scope: Scope = "global",
-        count: Count = "nearest",
-        min_nonzeros: int = 0,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         epochs("OneShot", pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs)
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            [("pretrain", pretrain_epochs), ("finetune", finetune_epochs)],
-            prunable=prunable,
-            exclude=exclude,
-            scope=scope,
-            count=count,
-            min_nonzeros=min_nonzeros,
-            lr=lr,
-            strict=strict,
-            check=check,
-        )
+        course = [("pretrain", pretrain_epochs), ("finetune", finetune_epochs)]
+        super().__init__(model, optimizer, sparsity, course, **options)
         self._start()
 
     @classmethod

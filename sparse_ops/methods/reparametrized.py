@@ -2,20 +2,21 @@
 
 import warnings
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sparse_ops.masks import PackedMask
 from sparse_ops.methods import collapse
+from sparse_ops.methods.arguments import epochs
 from sparse_ops.methods.budget import Sparsity
 from sparse_ops.methods.controller import Controller
+from sparse_ops.methods.options import SharedOptions
 from sparse_ops.methods.schedules import phase_steps
-from sparse_ops.methods.updater import Evaluate, Sparsifier, epochs
+from sparse_ops.methods.updater import Evaluate, Sparsifier
 from sparse_ops.optim.reparametrize import Reparametrization, SoftThreshold, ThresholdGroup
 from sparse_ops.optim.snapshot import apply_masks
-from sparse_ops.prunable import Filters
 
 REMEDY = "a lower sparsity or strength keeps layers alive, as does exclude="
 TOLERANCE = 0.01  # of the sparsity that a controller steers, before a warning tells of it
@@ -46,31 +47,17 @@ class Reparametrized(Sparsifier):
         controller: bool,
         total_steps: int,
         lr_factor: float,
-        prunable: Filters,
-        exclude: Filters,
-        lr: Literal["method", "user"],
-        strict: bool,
-        check: bool,
+        **options: Unpack[SharedOptions],
     ) -> None:
-        epochs(type(self).__name__, epochs=train_epochs)
-        phase_steps(type(self).__name__, total_steps, [train_epochs])
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            [("train", train_epochs)],
-            prunable=prunable,
-            exclude=exclude,
-            lr=lr,
-            strict=strict,
-            check=check,
-        )
+        epochs(self._title, epochs=train_epochs)
+        phase_steps(self._title, total_steps, [train_epochs])
+        super().__init__(model, optimizer, sparsity, [("train", train_epochs)], **options)
         self.strength = self.initial_strength = strength
         self.total_steps, self.threshold_lr = total_steps, lr_factor
         self._masks_at_end: dict[str, PackedMask] | None = None
         self.forms = Reparametrization(model, self.weights, self._form)
         self.thresholds = ThresholdGroup(optimizer, self.forms.parameters, lr_factor)
-        self._know_groups()
+        self._learning_rates.know_groups()
         target = (self.budget.zeros(self.weights) or 0) / self.selection.numel
         self.controller = Controller(target, strength, total_steps, self.reach) if controller else None
         self._apply(strength)

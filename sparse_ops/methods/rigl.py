@@ -6,18 +6,16 @@ networks with adaptive sparse connectivity inspired by network science, Nature C
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from sparse_ops.masks import Count, PackedMask, Scope, keep_largest
+from sparse_ops.masks import PackedMask, keep_largest
+from sparse_ops.methods.arguments import epochs, one_of
 from sparse_ops.methods.budget import Sparsity
-from sparse_ops.methods.execution import Execution, RunsSparse
+from sparse_ops.methods.execution import RunsSparse, SparseRunOptions
 from sparse_ops.methods.schedules import half_cosine, phase_steps
-from sparse_ops.methods.updater import epochs
-from sparse_ops.prunable import Filters
 
 
 class RigL(RunsSparse):
@@ -33,11 +31,12 @@ class RigL(RunsSparse):
     total_steps: the optimiser steps of the whole run of `total_epochs`. The start mask is drawn from a generator that
     takes its seed from torch's. scope: "erk" unless the sparsity is given layer by layer; with "global" the start mask
     is drawn from all weights together. execution="sparse": layers run sparse but in the steps that change the mask,
-    with the same result to rounding. The other arguments are those of `Sparsifier`.
+    with the same result to rounding. The other arguments are those of `Options`.
     """
 
     name = "rigl"
     one_schedule = True
+    defaults: ClassVar[SparseRunOptions] = {**RunsSparse.defaults, "scope": "erk"}
     works_in_steps = True
     own_anneal: ClassVar[str] = "cosine"
 
@@ -53,15 +52,7 @@ class RigL(RunsSparse):
         delta_t: int = 100,
         t_end: float = 0.75,
         anneal: Literal["method", "cosine", "constant"] = "method",
-        execution: Execution = "dense",
-        prunable: Filters = None,
-        exclude: Filters = None,
-        scope: Scope = "erk",
-        count: Count = "nearest",
-        min_nonzeros: int = 0,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[SparseRunOptions],
     ) -> None:
         epochs(self._title, total_epochs=total_epochs, delta_t=delta_t)
         phase_steps(self._title, total_steps, [total_epochs])
@@ -80,26 +71,11 @@ class RigL(RunsSparse):
                 f"{self._title}: delta_t is {delta_t}, but the run has {total_steps} steps: the mask would change in "
                 "the first one alone"
             )
-        if anneal not in ("method", "cosine", "constant"):
-            raise ValueError(f"{self._title}: anneal is {anneal!r}; it may be one of method, cosine, constant")
+        one_of(self._title, "anneal", anneal, ("method", "cosine", "constant"))
         self.alpha, self.delta_t, self.end_step = float(alpha), delta_t, math.floor(t_end * total_steps + 0.5)
         self.anneal = self.own_anneal if anneal == "method" else anneal
         self._random = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            [("train", total_epochs)],
-            execution=execution,
-            prunable=prunable,
-            exclude=exclude,
-            scope="global" if isinstance(sparsity, Mapping) and scope == "erk" else scope,
-            count=count,
-            min_nonzeros=min_nonzeros,
-            lr=lr,
-            strict=strict,
-            check=check,
-        )
+        super().__init__(model, optimizer, sparsity, [("train", total_epochs)], **options)
         self._start()
 
     @classmethod

@@ -5,15 +5,16 @@ Sparsity, ICML 2020, arXiv 2002.03231.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import nn
 
+from sparse_ops.methods.arguments import one_of, positive
 from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.options import SharedOptions
 from sparse_ops.methods.reparametrized import Reparametrized
 from sparse_ops.optim.reparametrize import SoftThreshold
-from sparse_ops.prunable import Filters
 
 
 class STR(Reparametrized):
@@ -27,7 +28,7 @@ class STR(Reparametrized):
 
     The paper starts ResNet-50 on ImageNet at s = -3200 with a decay of 2.25e-5 on everything and lets it rise for most
     of the 100 epochs; short runs start near the weights: sigmoid(-5) is 0.0067. The other arguments are those of
-    `Sparsifier`; a mapping as sparsity gives the total.
+    `SharedOptions`; a mapping as sparsity gives the total.
     """
 
     name = "str"
@@ -45,18 +46,12 @@ class STR(Reparametrized):
         threshold_decay: float = 5e-4,
         group: Literal["layer", "filter"] = "layer",
         controller: bool = True,
-        prunable: Filters = None,
-        exclude: Filters = None,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[SharedOptions],
     ) -> None:
-        if group not in ("layer", "filter"):
-            raise ValueError(f"STR: group is {group!r}; it may be 'layer' or 'filter'")
+        one_of("STR", "group", group, ("layer", "filter"))
         if not math.isfinite(initial_threshold):
             raise ValueError(f"STR: initial_threshold is {initial_threshold}, expected a finite number")
-        if not (math.isfinite(threshold_decay) and threshold_decay > 0):
-            raise ValueError(f"STR: threshold_decay is {threshold_decay}, expected a finite number > 0")
+        positive("STR", threshold_decay=threshold_decay)
         self.group, self.initial_threshold = group, float(initial_threshold)
         super().__init__(
             model,
@@ -67,11 +62,7 @@ class STR(Reparametrized):
             controller=controller,
             total_steps=total_steps,
             lr_factor=1.0,
-            prunable=prunable,
-            exclude=exclude,
-            lr=lr,
-            strict=strict,
-            check=check,
+            **options,
         )
 
     def _form(self, name: str, weight: nn.Parameter) -> SoftThreshold:

@@ -3,21 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sparse_ops import planning
-from sparse_ops.masks import Count, PackedMask, Scope
-from sparse_ops.methods import collapse
+from sparse_ops.masks import PackedMask
+from sparse_ops.methods import checkpoint, collapse
+from sparse_ops.methods.arguments import fraction, one_of
 from sparse_ops.methods.budget import Budget, Sparsity
+from sparse_ops.methods.learning_rates import LearningRates
+from sparse_ops.methods.options import Options, TakesOptions, refuse_unknown
 from sparse_ops.methods.report import Report
 from sparse_ops.methods.schedules import half_cosine, steps_at_half_and_three_quarters
 from sparse_ops.optim.hooks import attach, check_free, reset_state
 from sparse_ops.optim.snapshot import apply_masks
 from sparse_ops.optim.sweep import StepHooks, Sweep
-from sparse_ops.prunable import Filters, select
+from sparse_ops.prunable import select
 
 Evaluate = Callable[[nn.Module], float]
 FINISHED = "finished"
@@ -33,19 +36,16 @@ class PhaseChange:
     reason: str
 
 
-class Sparsifier(ABC):
+class Sparsifier(TakesOptions, ABC):
     """Takes a dense network to a sparse one while the user's own loop trains it.
 
     Call `end_epoch` after each epoch until `finished`, then `finalize`. A subclass gives its course, the phases and the
-    most epochs of each, defines `_enter` and, where a phase may end early, `_judge`; one that acts between two epochs
-    defines `_before_step` or `_after_step`. It sets penalties, tracking and masks of `sweep`, and touches no weight.
+    most epochs of each, hands its `**options` on, defines `_enter` and, where a phase may end early, `_judge`; one that
+    acts between two epochs defines `_before_step` or `_after_step`. It sets penalties, tracking and masks of `sweep`,
+    and touches no weight.
 
-    sparsity: share of zeros among the prunable weights, in [0, 1), or a mapping from name patterns to such shares.
-    prunable, exclude: which weights, see `sparse_ops.prunable.select`. scope: "global", "uniform" or "erk"; count:
-    "nearest", "floor", "ceil" or "art", how sparsity * weights is rounded; min_nonzeros: weights that each layer keeps.
-    lr: "method" sets the initial learning rate times `lr_factor` where a phase begins or the factor changes, "user"
-    never touches it. strict: an error where a layer or an output would lose its last weight, instead of a warning.
-    check: verify each step exactly (slow, for debugging).
+    sparsity: share of zeros among the prunable weights, in [0, 1), or a mapping from name patterns to such shares, with
+    which a class's own default of scope has no meaning. The others are `sparse_ops.methods.Options`.
 
     Weights may be changed between steps (in place, by load_state_dict, by an optimiser of their own): torch's version
     counters show it, and threshold and penalty follow. They do not show what is written through `.data`: call
@@ -63,39 +63,32 @@ class Sparsifier(ABC):
         optimizer: torch.optim.Optimizer,
         sparsity: Sparsity,
         course: Sequence[tuple[str, int]],
-        *,
-        prunable: Filters = None,
-        exclude: Filters = None,
-        scope: Scope = "global",
-        count: Count = "nearest",
-        min_nonzeros: int = 0,
-        lr: Literal["method", "user"] = "method",
-        strict: bool = False,
-        check: bool = False,
+        **options: Unpack[Options],
     ) -> None:
+        refuse_unknown(self._title, options, list(self.defaults))
+        chosen: Options = {**self.defaults, **options}
+        if isinstance(sparsity, Mapping) and chosen["scope"] == self.defaults["scope"]:
+            chosen["scope"] = "global"
         if not isinstance(model, nn.Module):
             raise TypeError(f"{self._title}: the model is {type(model).__name__}, expected a torch.nn.Module")
-        if lr not in ("method", "user"):
-            raise ValueError(f"{self._title}: lr is {lr!r}; it may be 'method' or 'user'")
+        one_of(self._title, "lr", chosen["lr"], ("method", "user"))
         check_free(optimizer)
-        self.model, self.optimizer, self.lr, self.strict = model, optimizer, lr, strict
+        self.model, self.optimizer, self.lr, self.strict = model, optimizer, chosen["lr"], chosen["strict"]
         self.course = tuple(course)
-        self.budget = self._budget_type(sparsity, scope, count, min_nonzeros)
-        self.selection = select(model, prunable, exclude)
+        self.budget = self._budget_type(sparsity, chosen["scope"], chosen["count"], chosen["min_nonzeros"])
+        self.selection = select(model, chosen["prunable"], chosen["exclude"])
         self.weights: dict[str, nn.Parameter] = self.selection.parameters
         self.budget.check(self.weights)
         for name, weight in self.weights.items():
             bad = weight.detach()[~torch.isfinite(weight.detach())]
             if bad.numel():
                 raise ValueError(f"{self._title}: {name} holds {bad.numel()} non-finite values ({bad[0].item()})")
-        self.sweep = Sweep(self.weights, self.budget.scopes(self.weights), check=check)
+        self.sweep = Sweep(self.weights, self.budget.scopes(self.weights), check=chosen["check"])
         if self.works_in_steps:
             self.sweep.hooks = StepHooks(self._before_step, self._after_step)
         self._attachment = attach(optimizer, self.sweep)
         self.epoch = self.phase_epoch = 0
-        self._base_lrs: list[float] = []
-        self._know_groups()
-        self._factor_set = 1.0
+        self._learning_rates = LearningRates(optimizer)
         self._history: list[dict[str, Any]] = []
         self._kept_metrics: tuple[int, dict[str, float]] | None = None  # steps so far, the scalars of the last of them
         self._dead_layers: list[str] = []  # the guard has warned of them
@@ -322,8 +315,8 @@ class Sparsifier(ABC):
             "step": self.sweep.steps,
             "budget": _plain(asdict(self.budget)),
             "settings": self._all_settings(),
-            "base_lrs": list(self._base_lrs),
-            "lr_factor": self._factor_set,
+            "base_lrs": list(self._learning_rates.base),
+            "lr_factor": self._learning_rates.factor,
             "history": [dict(row) for row in self._history],
             "metrics": None if self._kept_metrics is None else [self._kept_metrics[0], dict(self._kept_metrics[1])],
             "sweep": self.sweep.state_dict(),
@@ -337,33 +330,12 @@ class Sparsifier(ABC):
         Load the model's and the optimiser's states too, in any order. ValueError for the checkpoint of another method,
         budget, course or model, of other settings, and for one without its masks.
         """
-        missing = [
-            key
-            for key in ("method", "phase", "phase_index", "budget", "settings", "sweep", "state")
-            if key not in state
-        ]
-        if missing:
-            raise ValueError(f"{self._title}: this is not a sparsifier's checkpoint, it lacks {', '.join(missing)}")
-        if state["method"] != self.name:
-            raise ValueError(f"{self._title}: the checkpoint is of the method {state['method']!r}, not {self.name!r}")
-        if "masks" not in state or "masks" not in state["sweep"]:
-            raise ValueError(
-                f"{self._title}: the checkpoint has no masks; resuming without them would let pruned weights grow back"
-            )
-        own, other = _plain(asdict(self.budget)) | self._all_settings(), state["budget"] | state["settings"]
-        for key in own | other:
-            if other.get(key) != own.get(key):
-                raise ValueError(f"{self._title}: the checkpoint has {key} {other.get(key)}, here it is {own.get(key)}")
-        names, index = (*self.phases, FINISHED), state["phase_index"]
-        if not (0 <= index < len(names) and names[index] == state["phase"]):
-            raise ValueError(
-                f"{self._title}: the checkpoint is in phase {index + 1}, {state['phase']!r}, of another course than "
-                f"{', '.join(names[:-1])}"
-            )
+        own = _plain(asdict(self.budget)) | self._all_settings()
+        checkpoint.check(self._title, state, self.name, own, (*self.phases, FINISHED))
         self.sweep.load_state_dict({**state["sweep"], "masks": state["masks"]})
-        self._phase = index
+        self._phase = state["phase_index"]
         self.epoch, self.phase_epoch = state["epoch"], state["phase_epoch"]
-        self._base_lrs, self._factor_set = list(state["base_lrs"]), state["lr_factor"]
+        self._learning_rates.base, self._learning_rates.factor = list(state["base_lrs"]), state["lr_factor"]
         self._history = [dict(row) for row in state["history"]]
         kept = state.get("metrics")
         self._kept_metrics = None if kept is None else (kept[0], dict(kept[1]))
@@ -406,45 +378,12 @@ class Sparsifier(ABC):
         while not self.finished and self.phase_epochs == 0:
             self._advance()
 
-    def _know_groups(self) -> None:
-        """Note the initial learning rates of the groups that the optimiser has got since the last look."""
-        new = self.optimizer.param_groups[len(self._base_lrs) :]
-        self._base_lrs += [float(group.get("initial_lr", group["lr"])) for group in new]
-
     def _set_lr(self, begins: bool) -> None:
-        """Write the learning rate where a phase begins or the factor changes: between, a user's schedule may."""
-        self._know_groups()
-        if self.lr == "user" or self.finished or not (begins or self.lr_factor != self._factor_set):
-            return
-        self._factor_set = self.lr_factor
-        for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=False):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(base * self.lr_factor)
-            else:
-                group["lr"] = base * self.lr_factor
+        self._learning_rates.know_groups()
+        if self.lr == "method" and not self.finished:
+            self._learning_rates.set(self.lr_factor, begins)
 
 
 def _plain(budget: dict[str, Any]) -> dict[str, Any]:
     sparsity = budget["sparsity"]
     return budget | {"sparsity": dict(sparsity) if isinstance(sparsity, Mapping) else sparsity}
-
-
-def fraction(name: str, value: Any) -> float:
-    """The value as a float in [0, 1]; TypeError for what is no number, ValueError outside, both naming it."""
-    try:
-        number = float("" if isinstance(value, str | bytes) else value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} is {value!r}, expected a number in [0, 1]") from None
-    if not 0 <= number <= 1:
-        hint = " (a percentage? divide by 100)" if 1 < number <= 100 else ""
-        raise ValueError(f"{name} is {number}, expected an accuracy in [0, 1]{hint}")
-    return number
-
-
-def epochs(method: str, **lengths: int) -> None:
-    """ValueError or TypeError naming the first length that is not an integer >= 0."""
-    for name, value in lengths.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{method}: {name} is {value!r}, expected an integer >= 0")
-        if value < 0:
-            raise ValueError(f"{method}: {name} is {value}, expected an integer >= 0")

@@ -1,0 +1,40 @@
+"""Checks of a method's arguments: errors that name the method, the argument and its value."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+
+def epochs(method: str, **lengths: int) -> None:
+    """ValueError or TypeError naming the first length that is not an integer >= 0."""
+    for name, value in lengths.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{method}: {name} is {value!r}, expected an integer >= 0")
+        if value < 0:
+            raise ValueError(f"{method}: {name} is {value}, expected an integer >= 0")
+
+
+def positive(method: str, **numbers: float) -> None:
+    """ValueError naming the first that is not a finite number above 0."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{method}: {name} is {value!r}, expected a finite number > 0")
+
+
+def one_of(method: str, name: str, value: Any, known: Collection[Any]) -> None:
+    """ValueError naming the argument where its value is none of the known ones."""
+    if value not in known:
+        listed = " or ".join(map(repr, known)) if len(known) == 2 else f"one of {', '.join(map(str, known))}"
+        raise ValueError(f"{method}: {name} is {value!r}; it may be {listed}")
+
+
+def fraction(name: str, value: Any) -> float:
+    """The value as a float in [0, 1]; TypeError for what is no number, ValueError outside, both naming it."""
+    try:
+        number = float("" if isinstance(value, str | bytes) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {value!r}, expected a number in [0, 1]") from None
+    if not 0 <= number <= 1:
+        hint = " (a percentage? divide by 100)" if 1 < number <= 100 else ""
+        raise ValueError(f"{name} is {number}, expected an accuracy in [0, 1]{hint}")
+    return number
