@@ -15,6 +15,7 @@ from sparse_ops.masks import PackedMask
 from sparse_ops.methods import collapse
 from sparse_ops.methods.arguments import epochs, one_of, positive
 from sparse_ops.methods.budget import LayerRatios, Sparsity
+from sparse_ops.methods.growing_penalty import GrowingPenalty
 from sparse_ops.methods.growth import Growth
 from sparse_ops.methods.options import Options
 from sparse_ops.methods.schedules import phase_steps, steps_at_half_and_three_quarters
@@ -109,13 +110,10 @@ class GReg(Sparsifier):
         if total_steps:
             lengths[1] = self._check_length(phase_steps("GReg", total_steps, lengths)[1], lengths[1], fit)
         self._length_known = total_steps > 0
-        self._began, self._strength, self._grown_at = (
-            0,
-            0.0,
-            -1,
-        )  # steps before the phase; lambda; the last growth's step
         course = list(zip(("pretrain", "regularize", "finetune"), lengths, strict=True))
         super().__init__(model, optimizer, sparsity, course, **options)
+        tracked = self.budget.tracked(self.weights)
+        self._penalty = GrowingPenalty(self.sweep, self.growth, tracked, self._chosen, self._kept_strengths)
         self._start()
 
     @classmethod
@@ -164,40 +162,15 @@ class GReg(Sparsifier):
     def _enter(self, phase: str) -> None:
         if phase == "regularize":
             reset_state(self.optimizer)
-            self._began = self.sweep.steps
-            if self.variant == 1:
-                self._choose()
-            self._grow(0)
+            self._penalty.begin()
         elif phase == "finetune":
-            self.sweep.set_penalty("none")
-            if not self.sweep.groups:
-                self._choose()
-            masks = {name: _inverse(chosen) for name, chosen in self.sweep.groups.items()}
-            self.sweep.set_groups({})
-            self._prune(masks)
+            self._prune(self._penalty.end())
 
-    def _choose(self) -> None:
-        """The smallest magnitudes are the weights to be pruned, from now on."""
+    def _chosen(self) -> dict[str, PackedMask]:
         masks = self.budget.masks(self.weights)
         if self.strict:
             collapse.guard(self._title, masks, strict=True)
-        self.sweep.set_groups({name: _inverse(mask) for name, mask in masks.items()})
-
-    def _grow(self, taken: int) -> None:
-        """Before the phase's step with this number, from 0: let lambda grow once."""
-        picking = self.growth.picks(self._strength)
-        self._strength = self.growth.after(self._strength)
-        if picking:
-            kept = [self._strength] * len(self.weights)
-            if not self.growth.picks(self._strength):
-                self._choose()
-        else:
-            kept = self._kept_strengths()
-        felt = [float(share > 0) for share in self.budget.tracked(self.weights)]  # a layer that stays dense: nothing
-        strengths = [self._strength * layer for layer in felt]
-        self.sweep.set_penalty("growing_l2", strengths, [k * layer for k, layer in zip(kept, felt, strict=True)])
-        if self.growth.done(self._strength):
-            self._grown_at = taken
+        return masks
 
     def _kept_strengths(self) -> list[float]:
         if self.variant == 1:
@@ -210,20 +183,20 @@ class GReg(Sparsifier):
         return [-float(decay[id(w)]) for w in self.weights.values()]
 
     def _after_step(self) -> None:
-        taken = self.sweep.steps - self._began
-        if self.phase == "regularize" and self._grown_at < 0 and taken % self.growth.every == 0:
-            self._grow(taken)
+        if self.phase == "regularize":
+            self._penalty.after_step()
 
     def _judge(self, evaluate: Evaluate | None, train_accuracy: float | None) -> tuple[dict[str, Any], str | None]:
         if self.phase != "regularize":
             return {}, None
-        growth, taken, left = self.growth, self.sweep.steps - self._began, self._magnitude_left()
+        growth, taken, left = self.growth, self._penalty.taken, self._penalty.magnitude_left(self.weights)
         record = {} if left is None else {"magnitude_left": left}
         reason = None
-        if self._grown_at >= 0 and taken > self._grown_at + growth.stabilize_steps:
+        if self._penalty.over():
             reason = f"lambda has exceeded tau = {growth.tau:g}, and {growth.stabilize_steps} steps have followed"
         elif self.phase_epoch + 1 == self.phase_epochs:
-            reason = f"its {self.phase_epochs} epochs are over, with lambda at {self._strength:g} of {growth.tau:g}"
+            reached = f"with lambda at {self._penalty.strength:g} of {growth.tau:g}"
+            reason = f"its {self.phase_epochs} epochs are over, {reached}"
         if reason is not None and left is not None:
             reason += f"; the weights to be pruned hold {left:.2g} of all magnitude"
         if self.phase_epoch == 0 and not self._length_known and taken * self.phase_epochs < growth.grown_after():
@@ -234,16 +207,6 @@ class GReg(Sparsifier):
             )
         return record, reason
 
-    def _magnitude_left(self) -> float | None:
-        """The share of all magnitude that the penalty has left in the chosen weights; None before the choice."""
-        chosen = self.sweep.groups
-        if not chosen:
-            return None
-        sums = {name: w.detach().abs() for name, w in self.weights.items()}
-        left = sum(float(sums[name][mask.to_dense()].sum(dtype=torch.float64)) for name, mask in chosen.items())
-        total = sum(float(magnitudes.sum(dtype=torch.float64)) for magnitudes in sums.values())
-        return left / total if total > 0 else 0.0
-
     def _settings(self) -> dict[str, Any]:
         own: dict[str, Any] = {"variant": self.variant, "kept": self.kept}
         if self.lr == "method":  # the user's learning rate knows no phases
@@ -251,10 +214,10 @@ class GReg(Sparsifier):
         return dict(self.course) | asdict(self.growth) | own
 
     def _method_state(self) -> dict[str, Any]:
-        return {"began": self._began, "strength": self._strength, "grown_at": self._grown_at}
+        return self._penalty.state_dict()
 
     def _load_method_state(self, state: dict[str, Any]) -> None:
-        self._began, self._strength, self._grown_at = state["began"], state["strength"], state["grown_at"]
+        self._penalty.load_state_dict(state)
 
 
 class GReg2(GReg):
@@ -262,7 +225,3 @@ class GReg2(GReg):
 
     name = "greg2"
     own_variant = 2
-
-
-def _inverse(mask: PackedMask) -> PackedMask:
-    return PackedMask.from_dense(~mask.to_dense())

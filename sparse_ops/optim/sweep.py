@@ -102,6 +102,8 @@ class Sweep:
         self.report = torch.zeros(R, 8, dtype=torch.float64, device=device)
         self.candidates = torch.zeros(R, capacity, dtype=torch.float64 if double else torch.float32, device=device)
         self._hits = torch.zeros(R, dtype=torch.float64, device=device)
+        self._strengths = [[0.0] * R, [0.0] * R]  # what the first two columns of the coefficients hold
+        self._row_numbers: dict[tuple[int, ...], Tensor] = {}  # on the device, of those that were filled together
 
     # What a method sets
 
@@ -117,7 +119,7 @@ class Sweep:
                 raise ValueError(
                     f"Sweep: the strength of {name} is {given}, expected finite numbers, one for each scope"
                 )
-            self.coefficients[:, column] = self.coefficients.new_tensor(values)
+            self._fill(column, list(map(float, values)))
         self.penalty = name
 
     def track(self, sparsities: float | Sequence[float] | None) -> None:
@@ -174,6 +176,22 @@ class Sweep:
     def groups(self) -> dict[str, PackedMask]:
         """Name -> group bits, as `set_groups` was given them."""
         return dict(self._groups.masks)
+
+    def _fill(self, column: int, values: list[float]) -> None:
+        """Write a column of the coefficients where it changes, by fills: a copy from the host waits for the device."""
+        rows_of: dict[float, list[int]] = {}
+        for row, (value, before) in enumerate(zip(values, self._strengths[column], strict=True)):
+            if value != before:
+                rows_of.setdefault(value, []).append(row)
+        for value, rows in rows_of.items():
+            if len(rows) == len(values):
+                self.coefficients[:, column].fill_(value)
+            else:
+                key = tuple(rows)
+                if key not in self._row_numbers:
+                    self._row_numbers[key] = torch.tensor(rows, device=self.coefficients.device)
+                self.coefficients[:, column].index_fill_(0, self._row_numbers[key], value)
+        self._strengths[column] = values
 
     def _packed(self, what: str, masks: Mapping[str, PackedMask]) -> PackedBits:
         self._operands.clear()
@@ -365,6 +383,7 @@ class Sweep:
             ("hits", self._hits),
         ):
             own_tensor.copy_(state[name])
+        self._strengths = self.coefficients[:, :2].t().tolist()
         self.statistics.zero_()
         self.penalty, self.ranks, self.steps = state["penalty"], list(state["ranks"]), state["steps"]
         device = self.coefficients.device
@@ -415,6 +434,7 @@ class Sweep:
     def _move(self, device: torch.device) -> None:
         for name in ("coefficients", "brackets", "statistics", "report", "candidates", "_hits"):
             setattr(self, name, getattr(self, name).to(device))
+        self._row_numbers.clear()
 
     def _warn_without_threshold(self) -> None:
         if self._warned or self.penalty != "hypersparse" or self.coefficients.numpy()[:, 2].all():

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from small_networks import cnn, gradients
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ops import optim, prunable
 from sparse_ops.masks import PackedMask, magnitude_mask
@@ -262,6 +263,40 @@ def test_check_finds_a_wrong_coefficient_and_a_stray_weight():
     sweep.observe = lambda without=(): net[7].weight.data.fill_(1.0)
     with pytest.raises(AssertionError, match=r"7\.weight: 1 pruned weights are not zero"):
         step(net, optimizer, 2)
+
+
+def test_strengths_are_filled_where_they_change_and_nothing_is_copied_from_the_host():
+    """What waits for a device: a penalty that grows in training writes its new strength by fills alone."""
+
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    weights = {name: torch.nn.Parameter(torch.ones(4)) for name in "abc"}
+    sweep = Sweep(weights, [0, 1, 2])
+    for strengths, kept, filled in (
+        ([0.1, 0.0, 0.1], -0.5, None),  # the rows' numbers go to the device once
+        ([0.2, 0.0, 0.2], -0.5, 1),
+        ([0.2, 0.0, 0.2], -0.5, 0),
+        (0.3, [-0.5, -0.5, -0.25], 1),
+        ([0.5, 0.6, 0.7], 0.0, None),
+        ([0.6, 0.5, 0.7], 0.0, 2),
+    ):
+        seen = []
+        if filled is None:
+            sweep.set_penalty("growing_l2", strengths, kept)
+        else:
+            with Ops():
+                sweep.set_penalty("growing_l2", strengths, kept)
+            assert set(seen) <= {"slice", "select", "fill_", "index_fill_", "lift_fresh", "detach"}
+            assert sum("fill_" in name for name in seen) <= filled + 1
+        wanted = [[given] * 3 if isinstance(given, float) else given for given in (strengths, kept)]
+        assert sweep.coefficients[:, :2].t().tolist() == wanted
+    fresh = Sweep(weights, [0, 1, 2])
+    fresh.load_state_dict(sweep.state_dict())
+    fresh.set_penalty("l1", 0.0)
+    assert not fresh.coefficients.any()
 
 
 def test_what_is_refused():
