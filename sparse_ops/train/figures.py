@@ -1,11 +1,13 @@
 """Numbers behind the report's pictures: magnitudes of the weights, density per layer."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparse_ops.methods import Sparsifier
 from sparse_ops.methods.budget import Budget
 from sparse_ops.ops.kth_magnitude import kth_magnitude
 from sparse_ops.prunable import select
@@ -32,6 +34,23 @@ def share(model: nn.Module, method: Mapping[str, Any]) -> float:
         return float(method["sparsity"])
     weights = select(model, method.get("prunable"), method.get("exclude")).parameters
     return (Budget(method["sparsity"]).zeros(weights) or 0) / sum(w.numel() for w in weights.values())
+
+
+def asked(method: Sparsifier) -> dict[str, int]:
+    """Of a finished method: the weights that its budget covers, how many zeros it wants there, and how many there are.
+
+    count="art" may prune a few more: one, and what ties with it.
+    """
+    weights = {name: w.detach() for name, w in method.weights.items()}
+    total = sum(w.numel() for w in weights.values())
+    zeros = total - sum(int(w.count_nonzero()) for w in weights.values())
+    return {"weights": total, "wanted": wanted(method), "zeros": zeros}
+
+
+def wanted(method: Sparsifier) -> int:
+    """The least zeros that a method's budget wants at the end."""
+    budget = method.budget if method.budget.count != "art" else dataclasses.replace(method.budget, count="floor")
+    return budget.zeros(method.weights) or 0
 
 
 def magnitudes(model: nn.Module, sparsity: float) -> dict[str, Any]:

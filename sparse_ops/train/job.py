@@ -55,6 +55,7 @@ class Outcome:
     selected_epoch: int = 0  # the epoch whose weights these are
     last_accuracy: float = 0.0  # on test images, after the last epoch
     validation_accuracy: float | None = None  # on held-out training images
+    asked: dict[str, int] | None = None  # the zeros that the budget wants, see `figures.asked`
     fit: dict[str, Any] | None = None  # loss, entropy, accuracy on training and on other images, see `fit.measure`
 
 
@@ -97,7 +98,7 @@ class Job:
         summary["seconds_train"] = sum(outcome.seconds for fold in folds for outcome in fold.values())
         summary["seconds_total"] = time.perf_counter() - begin + self.seconds_before
         summary["threads"] = threads | summary["threads"]
-        summary |= {"recipe": self.recipe.to_dict(), "device": str(self.device)}
+        summary |= {"recipe": self.recipe.to_dict(), "device": str(self.device), "asked": first["method"].asked}
         histograms = {name: outcome.kept for name, outcome in first.items() if outcome.kept}
         density = figures.density(first["method"].model)
         self.folder.write_json(run_folder.FIGURES, {"magnitudes": histograms, "density": density})
@@ -234,6 +235,7 @@ class Job:
             "last_accuracy": test_accuracy if last_accuracy is None else last_accuracy,
             "validation_accuracy": None if validation is None else trainer.accuracy(validation),
             "selected_epoch": selected_epoch or trainer.epoch,
+            "asked": None if isinstance(sparsifier, DenseTraining) else figures.asked(sparsifier),
             "fit": self._fit(model, data),
             "kept": trainer.kept,
         }

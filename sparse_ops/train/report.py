@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,13 @@ def sentence(summary: dict[str, Any]) -> str:
     against = f" against {percent(summary['dense_accuracy'])} dense" if summary["dense_accuracy"] is not None else ""
     asked = missed(summary)
     zeros = f"{percent(summary['sparsity'])} zeros"
+    if asked is not None:
+        some = "" if asked.weights == summary["prunable"] else f", {percent(asked.found)} of what the budget covers"
+        zeros += f"{some}, where {percent(asked.wanted)} were asked for"
     found = (
         f"{named(name)} left {f'{left:,}' if left else 'none'} of {summary['prunable']:,} weights of "
         f"{recipe['network']['name']} on {recipe['data']['name']} "
-        f"({zeros if asked is None else f'{zeros}, where {percent(asked)} were asked for'}): "
+        f"({zeros}): "
         f"{percent(summary['sparse_accuracy'])} test accuracy{MARKS[_rule(summary)]}{against}{mean}; "
     )
     if not left:
@@ -192,17 +196,32 @@ def sentence(summary: dict[str, Any]) -> str:
     )
 
 
-def missed(summary: dict[str, Any]) -> float | None:
-    """The sparsity that the recipe asks for, where the measured one is another; None where it is met or not comparable.
+@dataclass(frozen=True)
+class Missed:
+    """A budget that was not met: the weights that it covers, and which shares of them it wants zero and are zero."""
 
-    What is measured are all weights of linear layers and convolutions: a budget of some of them cannot be compared.
+    weights: int
+    wanted: float
+    found: float
+
+
+def missed(summary: dict[str, Any]) -> Missed | None:
+    """The sparsity that the recipe asks for, where the measured one is another; None where it is met.
+
+    Runs that do not say what their budget covers are compared over all weights of linear layers and convolutions; None
+    where it was given for some of them, or layer by layer.
     """
-    method = summary["recipe"]["method"]
-    asked = method.get("sparsity")
-    if not isinstance(asked, float) or method.get("prunable") or method.get("exclude"):
+    counted = summary.get("asked")
+    if counted is None:
+        method = summary["recipe"]["method"]
+        share = method.get("sparsity")
+        if not isinstance(share, float) or method.get("prunable") or method.get("exclude"):
+            return None
+        counted = {"weights": summary["prunable"], "wanted": share * summary["prunable"], "zeros": summary["zeros"]}
+    n = counted["weights"]
+    if abs(counted["zeros"] - counted["wanted"]) <= max(1.0, MISSED * n):
         return None
-    off = abs(summary["zeros"] - asked * summary["prunable"])
-    return asked if off > max(1.0, MISSED * summary["prunable"]) else None
+    return Missed(n, counted["wanted"] / n, counted["zeros"] / n)
 
 
 def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -1,11 +1,12 @@
 """Which epoch's weights count: the last one's, or those of the best epoch on held-out or on test images."""
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from sparse_ops.train.figures import wanted
 
 RULES = ("last", "validation", "test")
 
@@ -42,11 +43,7 @@ class Selection:
 
 def complete(method: Any) -> bool:
     """Whether the network has at least as many zeros as its budget wants at the end; one without a budget has."""
-    budget = getattr(method, "budget", None)
-    if budget is None:
+    if getattr(method, "budget", None) is None:
         return True
-    weights: dict[str, Tensor] = method.weights
-    n = sum(w.numel() for w in weights.values())
-    count = "floor" if budget.count == "art" else budget.count  # "art" prunes one more, and ties
-    wanted = dataclasses.replace(budget, count=count).zeros(weights)
-    return method.metrics().get("sparsity", 0.0) * n >= wanted - 0.5
+    n = sum(w.numel() for w in method.weights.values())
+    return method.metrics().get("sparsity", 0.0) * n >= wanted(method) - 0.5

@@ -246,6 +246,7 @@ def test_a_method_that_counts_steps_with_sparsities_by_layer(tmp_path):
     method = {"name": "greg2", "sparsity": {"4": 0.5, "*": 0.9}, **lengths}
     summary = job(tmp_path / "run", SHORT | {"method": method}).run()
     assert summary["epochs"] == 4 and summary["zeros"] < 0.9 * summary["prunable"]
+    assert summary["asked"] == {"weights": summary["prunable"], "wanted": summary["zeros"], "zeros": summary["zeros"]}
     lines = (tmp_path / "run" / run_folder.METRICS).read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [r["phase"] for r in records] == ["pretrain", "regularize", "regularize", "finetune"]

@@ -210,10 +210,22 @@ def test_a_network_without_any_weight_gets_its_report(run):
         ({"stem": 0.9}, {}, False),
     ],
 )
-def test_a_missed_sparsity_is_said_and_no_speed_advertised(run, asked, options, missed):
+def test_a_missed_sparsity_of_an_older_run_is_said_and_no_speed_advertised(run, asked, options, missed):
     """By more than 0.05 points, of 98.0001 %; where the budget is one of all the weights that are counted."""
     summary = run.read_json(run_folder.SUMMARY)
     summary["recipe"]["method"] |= {"sparsity": asked} | options
     sentence = report.sentence(summary)
     assert ("98.00 % zeros, where" in sentence and "it missed the sparsity that was asked for" in sentence) == missed
     assert ("faster than dense" in sentence) != missed
+
+
+def test_what_is_missed_is_counted_over_the_weights_that_the_budget_covers(run):
+    """With exclude= or a sparsity for each layer the share of all weights is another than what was asked for."""
+    summary = run.read_json(run_folder.SUMMARY)
+    summary["recipe"]["method"] |= {"sparsity": {"stem": 0.0, "*": 0.99}, "exclude": ["head"]}
+    for zeros, found in ((297_000, None), (297_150, None), (297_151, "99.05 %"), (280_000, "93.33 %")):
+        summary["asked"] = {"weights": 300_000, "wanted": 297_000, "zeros": zeros}
+        sentence = report.sentence(summary)
+        assert ("it missed the sparsity" in sentence) == (found is not None) != ("faster than dense" in sentence)
+        if found is not None:
+            assert f"98.00 % zeros, {found} of what the budget covers, where 99.00 % were asked for" in sentence
