@@ -11,11 +11,14 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from sparse_ops.masks import PackedMask, keep_largest
+from sparse_ops.masks import PackedMask
 from sparse_ops.methods.arguments import epochs, one_of
 from sparse_ops.methods.budget import Sparsity
+from sparse_ops.methods.drop_and_grow import drop_and_grow
 from sparse_ops.methods.execution import RunsSparse, SparseRunOptions
 from sparse_ops.methods.schedules import half_cosine, phase_steps
+
+CHANGES = 10  # of the mask, at least, in a run that is fitted
 
 
 class RigL(RunsSparse):
@@ -30,8 +33,9 @@ class RigL(RunsSparse):
 
     total_steps: the optimiser steps of the whole run of `total_epochs`. The start mask is drawn from a generator that
     takes its seed from torch's. scope: "erk" unless the sparsity is given layer by layer; with "global" the start mask
-    is drawn from all weights together. execution="sparse": layers run sparse but in the steps that change the mask,
-    with the same result to rounding. The other arguments are those of `Options`.
+    is drawn from all weights together. fit: a tenth of the steps before `t_end` takes the place of a longer `delta_t`,
+    so that the mask of a short run changes ten times too. execution="sparse": layers run sparse but in the steps that
+    change the mask, with the same result to rounding. The other arguments are those of `Options`.
     """
 
     name = "rigl"
@@ -52,6 +56,7 @@ class RigL(RunsSparse):
         delta_t: int = 100,
         t_end: float = 0.75,
         anneal: Literal["method", "cosine", "constant"] = "method",
+        fit: bool = False,
         **options: Unpack[SparseRunOptions],
     ) -> None:
         epochs(self._title, total_epochs=total_epochs, delta_t=delta_t)
@@ -66,13 +71,16 @@ class RigL(RunsSparse):
                 raise TypeError(f"{self._title}: {name} is {value!r}, expected a number in [0, 1]")
             if not 0 <= value <= 1:
                 raise ValueError(f"{self._title}: {name} is {value}, expected a number in [0, 1]")
-        if t_end > 0 and delta_t > total_steps > 0:
+        one_of(self._title, "anneal", anneal, ("method", "cosine", "constant"))
+        self.alpha, self.end_step = float(alpha), math.floor(t_end * total_steps + 0.5)
+        self.delta_t = min(delta_t, max(2, self.end_step // CHANGES)) if fit else delta_t
+        if not fit and t_end > 0 and delta_t > total_steps > 0:
+            most = self.end_step - 1
+            why = f"at most {most} lets it change again" if most >= 2 else "t_end=0 says that it shall stay"
             raise ValueError(
                 f"{self._title}: delta_t is {delta_t}, but the run has {total_steps} steps: the mask would change in "
-                "the first one alone"
+                f"the first one alone; {why}, fit=True takes a value that fits"
             )
-        one_of(self._title, "anneal", anneal, ("method", "cosine", "constant"))
-        self.alpha, self.delta_t, self.end_step = float(alpha), delta_t, math.floor(t_end * total_steps + 0.5)
         self.anneal = self.own_anneal if anneal == "method" else anneal
         self._random = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
         super().__init__(model, optimizer, sparsity, [("train", total_epochs)], **options)
@@ -80,8 +88,8 @@ class RigL(RunsSparse):
 
     @classmethod
     def for_epochs(cls, epochs: int) -> dict[str, int]:
-        """All epochs alike."""
-        return {"total_epochs": epochs}
+        """All epochs alike, with a `delta_t` that fits."""
+        return {"total_epochs": epochs, "fit": True}
 
     def drop_fraction(self, step: int) -> float:
         """The share of a layer's live weights that a change of the mask in this step drops; steps count from 0."""
@@ -165,20 +173,3 @@ class SET(RigL):
 
     def _growth(self, name: str, weight: nn.Parameter) -> Tensor:
         return self._chances(weight)
-
-
-def drop_and_grow(weight: Tensor, mask: Tensor, growth: Tensor, fraction: float) -> Tensor:
-    """The mask after int(fraction n) of its n live weights were dropped and as many grown.
-
-    weight, mask (bool) and growth have one shape. The smallest |weight| of the live ones are dropped, then the largest
-    |growth| grow among all that are not live any more, the dropped ones too. Of equals the first is kept, or grows.
-    """
-    live = int(mask.sum())
-    dropped = int(fraction * live)
-    if dropped == 0:
-        return mask
-    kept = torch.zeros_like(mask)
-    kept[mask] = keep_largest(weight[mask], live - dropped)
-    grown = torch.zeros_like(mask)
-    grown[~kept] = keep_largest(growth[~kept], dropped)
-    return kept | grown

@@ -8,6 +8,7 @@ import torch
 
 KINDS = ("method", "cosine", "linear", "steps", "constant")
 STEPS = ("update_every", "stabilize_steps")  # lengths in steps, of GReg
+SHORTENED = {"delta_t": 2}  # steps between two changes of RigL's mask, and the least; a longer run has more changes
 
 
 @dataclass
@@ -84,22 +85,26 @@ def whole(schedule: Schedule, steps_per_epoch: int, epochs: int) -> LearningRate
 
 def is_length(key: str) -> bool:
     """Whether a key of [method] or [schedule] says how long something takes, which a budget multiplies."""
-    return key.endswith("epochs") or key in STEPS or key == "milestones"
+    return key.endswith("epochs") or key in STEPS or key in SHORTENED or key == "milestones"
 
 
 def scaled_lengths(table: dict[str, Any], budget: float) -> dict[str, Any]:
     """The table with every length of a run times budget (integers, or a list of them, under keys of `is_length`).
 
-    To the nearest integer, halves up; a length above 0 stays at least 1.
+    To the nearest integer, halves up; a length above 0 stays at least 1, one of SHORTENED what it says there at least,
+    and as it is for a budget above 1.
     """
 
-    def longer(epochs: int) -> int:
-        return max(1, math.floor(epochs * budget + 0.5)) if epochs > 0 else epochs
+    def longer(epochs: int, least: int = 1) -> int:
+        return max(least, math.floor(epochs * budget + 0.5)) if epochs > 0 else epochs
 
     result = dict(table)
     for key, value in table.items():
         if is_length(key) and isinstance(value, list):
             result[key] = [longer(epoch) for epoch in value]
         elif is_length(key) and isinstance(value, int) and not isinstance(value, bool):
-            result[key] = longer(value)
+            if key not in SHORTENED:
+                result[key] = longer(value)
+            elif budget < 1:
+                result[key] = min(value, longer(value, SHORTENED[key]))
     return result

@@ -67,6 +67,11 @@ def test_the_shares_of_a_hundred_epochs():
         assert phases(**ACDC.for_epochs(epochs)) == expected
 
 
+def test_runs_of_one_to_four_epochs():
+    for epochs, expected in ((1, "s"), (2, "ds"), (3, "dds"), (4, "dsds")):
+        assert "".join(phase[0] for phase in phases(**ACDC.for_epochs(epochs))) == expected
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 9, 10, 11, 17, 25, 33, 50, 87, 150, 333])
 def test_any_number_of_epochs_has_phases_in_order_and_none_empty(epochs):
     net = torch.nn.Linear(4, 4)

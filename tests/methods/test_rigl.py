@@ -230,6 +230,17 @@ def test_layers_with_all_or_one_of_their_weights():
     assert [t for t in range(20) if rare.changes_mask(t)] == [0]
 
 
+def test_a_short_run_is_fitted():
+    for steps, delta_t in ((4000, 100), (1334, 100), (420, 31), (40, 3), (20, 2), (2, 2), (1, 2)):
+        for cls in (methods.RigL, methods.SET):
+            method = make(cls=cls, total_steps=steps, **cls.for_epochs(1))
+            assert method.delta_t == method.report().settings["delta_t"] == delta_t
+            changes = sum(method.changes_mask(t) for t in range(steps))
+            assert changes >= min(10, math.ceil(method.end_step / 2)) and changes > 0
+    assert make(total_steps=400, delta_t=7, fit=True).delta_t == 7
+    assert make(total_steps=40, t_end=0.0, fit=True).drop_fraction(0) == 0
+
+
 def test_few_zeros_and_a_large_fraction():
     """More drop than there are zeros: the dropped ones themselves may grow."""
     method = make(sparsity=0.05, total_steps=40, delta_t=2, alpha=0.9, scope="uniform")
@@ -296,7 +307,9 @@ def test_metrics_and_the_report_say_how_much_drops():
     [
         ({"delta_t": 1}, ValueError, "delta_t is 1, expected 2 or more"),
         ({"delta_t": 2.5}, TypeError, "delta_t is 2.5"),
-        ({"delta_t": 401}, ValueError, "delta_t is 401, but the run has 400 steps"),
+        ({"delta_t": 401}, ValueError, "delta_t is 401, but the run has 400 steps.* at most 299 lets"),
+        ({"total_steps": 12}, ValueError, r"delta_t is 100, but the run has 12 steps.* at most 8 lets it change again"),
+        ({"total_steps": 12, "t_end": 0.2}, ValueError, "the first one alone; t_end=0 says that it shall stay"),
         ({"alpha": 1.5}, ValueError, r"alpha is 1.5, expected a number in \[0, 1\]"),
         ({"alpha": float("nan")}, ValueError, "alpha is nan"),
         ({"alpha": "0.3"}, TypeError, "alpha is '0.3'"),

@@ -217,6 +217,11 @@ def test_a_budget_scales_every_length_once():
     assert [short.method[key] for key in LENGTHS] == [1, 1, 0, 1]  # what was there stays there
     steps = parse(SMALL | {"method": {"name": "greg1", "sparsity": 0.9, "pretrain_epochs": 200}, "budget": 3}).method
     assert [steps[key] for key in ("pretrain_epochs", "update_every", "stabilize_steps")] == [600, 30, 30_000]
+    for budget, delta_t in ((0.3, 30), (0.001, 2), (4, 100)):
+        rigl = parse(SMALL | {"method": {"name": "rigl", "sparsity": 0.9}, "budget": budget}).method
+        assert rigl["delta_t"] == delta_t and rigl["total_epochs"] == max(1, 100 * budget)
+    never = parse(SMALL | {"method": {"name": "set", "sparsity": 0.9, "delta_t": 1}, "budget": 0.5}).method
+    assert never["delta_t"] == 1  # the method says what is wrong with it
     rivals = parse(SMALL | {"compare": {"oneshot": {"finetune_epochs": 4}}, "budget": 2})
     assert rivals.compare == {"oneshot": {"finetune_epochs": 8}}
     defaults = parse(SMALL).method

@@ -1,6 +1,5 @@
 """Selection: the best complete epoch's weights and masks come back, exactly, also over a resume."""
 
-import inspect
 import json
 
 import pytest
@@ -118,8 +117,6 @@ def test_every_method_may_be_selected_from(tmp_path, name):
     """The weights that come back have the accuracy that they had in their epoch, whatever a method does to a model."""
     info, epochs = methods.get(name), 8
     method = {"name": name, "sparsity": 0.8, **info.cls.for_epochs(epochs)}
-    if "delta_t" in inspect.signature(info.cls).parameters:
-        method["delta_t"] = 10  # of 40 steps
     table = TABLE | {
         "method": method,
         "optimizer": {"decay_norms": False},
