@@ -3,6 +3,7 @@
 from sparse_ops import methods, nn, optim
 from sparse_ops._version import __version__
 from sparse_ops.files import load, save, verify
+from sparse_ops.inference import optimize_for_inference
 from sparse_ops.masks import magnitude_mask
 from sparse_ops.nn.swap import densify, sparsify
 from sparse_ops.ops.hypersparse_loss import hypersparse_loss
@@ -20,6 +21,7 @@ __all__ = [
     "methods",
     "nn",
     "optim",
+    "optimize_for_inference",
     "param_groups",
     "plan",
     "save",

@@ -63,3 +63,8 @@ def unseen(tensors: Sequence[Tensor]) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or not _PLAIN.issuperset(map(type, tensors))
     )
+
+
+def isa() -> str:
+    """The instruction set of the C++ kernels here, "reference" where they were not built."""
+    return extension.native().isa() if extension.failure() is None else "reference"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "tables", "extension", "_version"}
-FLOOR_3 = {"optim", "nn", "masks", "prunable", "planning", "files", "encodings"}
+FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "tables", "extension", "recycling", "_version"}
+FLOOR_3 = {"optim", "nn", "masks", "prunable", "planning", "files", "encodings", "inference"}
 FLOOR_4 = {"methods"}
 FLOOR_5 = {"train", "cli", "__main__", "integrations"}
 
@@ -21,8 +21,9 @@ LAW = {
     "extension": set(),
     "launch": {"extension"},
     "tables": set(),
+    "recycling": set(),
     "formats": {"checks", "extension"},
-    "ops": {"kernels", "extension", "reference", "checks", "launch", "tables", "formats", "ops"},
+    "ops": {"kernels", "extension", "reference", "checks", "launch", "tables", "formats", "recycling", "ops"},
     **dict.fromkeys(FLOOR_3, (FLOOR_2 | FLOOR_3) - {"extension"}),
     "methods": {"methods", "masks", "formats", "prunable", "planning", "optim", "nn"},
     **dict.fromkeys(FLOOR_5, FLOOR_2 | FLOOR_3 | FLOOR_4 | FLOOR_5),

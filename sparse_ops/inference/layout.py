@@ -1,0 +1,50 @@
+"""The two orders in memory of a network's tensors: plain (as torch has them) and batch last."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_ops.ops.to_layout import to_layout
+
+PLAIN, BATCH_LAST = "plain", "batch_last"
+
+
+def is_batch_last(x: Tensor) -> bool:
+    """Images (N, C, H, W) that lie as (C, H, W, N), or a matrix (N, F) that lies as (F, N)."""
+    return x.permute(1, 2, 3, 0).is_contiguous() if x.dim() == 4 else x.dim() == 2 and x.t().is_contiguous()
+
+
+def batch_last(x: Tensor) -> Tensor:
+    """x, copied where it is not batch last."""
+    return x if is_batch_last(x) else to_layout(x, "batch_last")
+
+
+def plain(x: Tensor) -> Tensor:
+    """x, copied into channels_last (a matrix: contiguous) where it is batch last."""
+    if not is_batch_last(x) or x.is_contiguous():
+        return x
+    return to_layout(x, "channels_last" if x.dim() == 4 else "contiguous")
+
+
+def max_pool2d(x: Tensor, *arguments: Any) -> Tensor:
+    """torch's, of images that are batch last: with images and channels exchanged they lie in channels_last."""
+    return F.max_pool2d(x.transpose(0, 1), *arguments).transpose(0, 1)
+
+
+def avg_pool2d(x: Tensor, *arguments: Any) -> Tensor:
+    """torch's, of images that are batch last."""
+    return F.avg_pool2d(x.transpose(0, 1), *arguments).transpose(0, 1)
+
+
+def adaptive_avg_pool2d(x: Tensor, size: Any) -> Tensor:
+    """torch's, of images that are batch last."""
+    return F.adaptive_avg_pool2d(x.transpose(0, 1), size).transpose(0, 1)
+
+
+POOLS = {
+    torch.ops.aten.max_pool2d.default: max_pool2d,
+    torch.ops.aten.avg_pool2d.default: avg_pool2d,
+    torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
+}

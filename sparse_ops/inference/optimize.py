@@ -1,0 +1,191 @@
+"""optimize_for_inference: capture, fuse, choose by measuring, and keep what is quickest as a whole."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from sparse_ops.inference import capture, fuse, machine, network, plan
+from sparse_ops.inference.layers import Fused
+from sparse_ops.inference.layout import BATCH_LAST, PLAIN
+from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
+from sparse_ops.nn import choice, parametrized, swap, timing
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The largest difference from the model that rounding explains, relative to its largest output.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+def optimize_for_inference(
+    model: nn.Module, example: Any, *, dtype: str = "float32", verbose: bool = False
+) -> InferenceNetwork:
+    """The model as one graph for inference, as quick as this machine is measured to run it.
+
+    model: a network whose weights hold zeros, dense or with sparse layers; it stays as it is and shares no tensor with
+    the result. example: what it is called with, a tensor, a tuple of arguments or a dict of keyword arguments; all is
+    measured at its shapes, with torch's threads of now.
+    Batch norms go into the weights before them; biases, ReLU, GELU and residual additions into the layers. Layers are
+    dense or sparse, tensors are laid out as torch has them or with the batch last, as measured. Where no such form of
+    the whole network is quicker than its dense form, that is taken. dtype: "float32", or "bfloat16": weights and
+    activations; the result has the model's own dtype in either case.
+    No dense copy is kept of a weight that is held sparse. verbose: print `.report()`.
+
+    Raises ValueError or TypeError that says what is wrong with the arguments, and where the model fails on the example
+    or cannot be captured by torch.export.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize_for_inference: model is of type {type(model).__name__}, expected a torch.nn.Module")
+    if dtype not in DTYPES:
+        raise ValueError(f"optimize_for_inference: dtype is {dtype!r}, expected one of {', '.join(map(repr, DTYPES))}")
+    parametrized.refuse("optimize_for_inference", model)
+    args, kwargs = capture.arguments(example)
+    graph = capture.capture(model, example)
+    fuse.fuse(graph)
+    capture.copied_constants(graph)
+    dense_bytes = network.tensor_bytes(swap.densify(model) if any(swap.sparse_layers(model)) else model)
+    if dtype != "float32":
+        cast(graph, DTYPES[dtype])
+    with choice._evaluating(model), torch.no_grad():
+        wanted = model(*args, **kwargs)
+    result = build(graph, args, kwargs, dtype, wanted, dense_bytes)
+    if verbose:
+        print(result.report())
+    return result
+
+
+def build(
+    graph: fx.GraphModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dtype: str,
+    wanted: Any,
+    dense_bytes: int,
+) -> InferenceNetwork:
+    """The quickest network of a fused graph whose layers are all plain; `wanted` is what it has to compute."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    free = any(isinstance(s, torch.SymInt) for n in graph.graph.nodes if n.op == "placeholder"
+               for s in getattr(n.meta.get("val"), "shape", ()))  # fmt: skip
+    seen = plan.record(graph, args, kwargs)
+    costs = plan.measure(graph, seen)
+    layouts = {
+        "dense": (dict.fromkeys(seen, PLAIN), {name: _dense_only(c) for name, c in costs.items()}),
+        "sparse": (dict.fromkeys(seen, PLAIN), costs),
+        "sparse, batch last": (plan.choose(graph, seen, costs), costs),
+    }
+    if all(c.sparse >= c.dense for c in costs.values()):
+        del layouts["sparse"]
+    if BATCH_LAST not in layouts["sparse, batch last"][0].values():
+        del layouts["sparse, batch last"]
+    networks: dict[str, InferenceNetwork] = {}
+    errors: dict[str, float] = {}
+    for name, (chosen, prices) in layouts.items():
+        variant = _copy(graph)
+        plan.apply(variant, chosen, prices, seen)
+        networks[name] = InferenceNetwork(variant, [t.shape for t in tensors], free, None)
+        errors[name] = difference(networks[name](*args, **kwargs), wanted)
+        if name != "dense" and not errors[name] <= TOLERANCE[dtype]:
+            raise RuntimeError(
+                f"optimize_for_inference: the network as {name} differs from the model by {errors[name]:.2g} of its "
+                "largest output, more than rounding does; this is an error in sparse_ops"
+            )
+    ms = _times(networks, args, kwargs, tensors[0].device)
+    best = min(ms, key=ms.__getitem__)
+    result = networks[best]
+    result._recycler.clear()
+    rows = tuple(_row(name, layer, layouts[best][0]) for name, layer in _named(result))
+    batch = tensors[0].shape[0] if tensors[0].dim() else 1
+    where = machine.here()
+    result._report = InferenceReport(
+        rows, dtype, batch, where, ms, best, errors[best], network.tensor_bytes(result.graph), dense_bytes
+    )
+    return result
+
+
+def _times(
+    networks: Mapping[str, InferenceNetwork], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+) -> dict[str, float]:
+    """Milliseconds of one call of each network."""
+    runs: list[Callable[[], Any]] = [lambda n=n: n(*args, **kwargs) for n in networks.values()]  # type: ignore[misc]
+    with torch.inference_mode():
+        return dict(zip(networks, timing.compare(runs, device).ms, strict=True))
+
+
+def _dense_only(cost: plan.Costs) -> plan.Costs:
+    return plan.Costs(cost.dense, math.inf, math.inf, cost.sparsity, cost.busy)
+
+
+def _copy(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy with nodes of its own, sharing tensors."""
+    memo = {id(t): t for t in (*graph.parameters(), *graph.buffers())}
+    with capture.quiet():
+        return copy.deepcopy(graph, memo)
+
+
+def _named(result: InferenceNetwork) -> list[tuple[str, tuple[fx.Node, Fused]]]:
+    return [(str(node.target), (node, layer)) for node, layer in fuse.layer_nodes(result.graph)]
+
+
+def _row(name: str, pair: tuple[fx.Node, Fused], layouts: Mapping[str, str]) -> LayerRow:
+    node, layer = pair
+    kind = type(layer).__name__.removeprefix("Fused")
+    sparsity = 1 - layer.nonzeros() / max(1, math.prod(layer.weight_shape))
+    last = layouts.get(node.name) == BATCH_LAST
+    return LayerRow(name, kind, layer.weight_shape, sparsity, layer.sparse_form, last, layer.choice, layer.bytes())
+
+
+def cast(graph: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Compute in `dtype`: weights and other float32 constants but those of norms; inputs in, float outputs back."""
+    kept = set()
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and "norm" in str(node.target):
+            kept |= {str(source.target) for source in node.all_input_nodes if source.op == "get_attr"}
+    memo: dict[int, Tensor] = {}
+    for path, module in graph.named_modules():
+        for table in (module._parameters, module._buffers):
+            for key, t in table.items():
+                if t is None or t.dtype != torch.float32 or (f"{path}.{key}" if path else key) in kept:
+                    continue
+                if id(t) not in memo:
+                    memo[id(t)] = t.detach().to(dtype)
+                table[key] = memo[id(t)] if table is module._buffers else nn.Parameter(memo[id(t)], False)
+    for node in list(graph.graph.nodes):
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.dtype == torch.float32:
+            with graph.graph.inserting_after(node):
+                inside = graph.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
+            inside.meta = dict(node.meta)
+            node.replace_all_uses_with(inside, delete_user_cb=lambda user, inside=inside: user is not inside)
+        elif node.op == "output":
+            with graph.graph.inserting_before(node):
+                node.args = fx.node.map_arg(node.args, lambda n: _back(graph, n))
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _back(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return node
+    back = graph.graph.call_function(torch.ops.aten.to.dtype, (node, torch.float32))
+    back.meta = dict(node.meta)
+    return back
+
+
+def difference(found: Any, wanted: Any) -> float:
+    """The largest difference of any tensor, relative to that tensor's largest finite value."""
+    worst = 0.0
+    for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True):
+        if not isinstance(a, Tensor) or not b.numel():
+            continue
+        a, b = a.double(), b.double()
+        finite = b.isfinite()
+        if not torch.equal(finite, a.isfinite()):
+            return math.inf
+        if finite.any():
+            scale = max(float(b[finite].abs().max()), 1e-30)
+            worst = max(worst, float((a[finite] - b[finite]).abs().max()) / scale)
+    return worst

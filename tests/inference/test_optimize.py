@@ -1,0 +1,146 @@
+"""optimize_for_inference computes what the model computes, in every form and layout, and keeps no dense copy."""
+
+import copy
+
+import pytest
+import torch
+from inference.networks import cases, prune
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import sparse_ops
+from sparse_ops.inference import InferenceNetwork, optimize_for_inference
+
+NAMES = ["resnet8", "bottleneck", "gated", "odd", "mlp", "encoder"]
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
+
+def case(name):
+    return cases()[name]
+
+
+def call(model, example):
+    with torch.no_grad():
+        return model(**example) if isinstance(example, dict) else model(example)
+
+
+def poison(network):
+    """NaN in all memory that the network will use again."""
+    for block in network._recycler._blocks:
+        torch.empty(0).set_(block).fill_(float("nan"))
+
+
+def assert_close(found, wanted, relative):
+    a, b = pytree.tree_leaves(found), pytree.tree_leaves(wanted)
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.shape == y.shape and x.dtype == y.dtype
+        torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=relative * float(y.abs().max()))
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "batch_last"])
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_model_in_float64(name, form, forms):
+    """Sums of at most 800 products in float32, over 11 layers that keep the scale: 1e-5 of the largest output."""
+    forms(form)
+    model, example = case(name)
+    network = optimize_for_inference(model, example)
+    wanted = call(copy.deepcopy(model).double(), pytree.tree_map_only(torch.Tensor, torch.Tensor.double, example))
+    wanted = pytree.tree_map_only(torch.Tensor, torch.Tensor.float, wanted)
+    assert_close(call(network, example), wanted, 1e-5)
+    poison(network)
+    with torch.inference_mode():
+        assert_close(call(network, example), wanted, 1e-5)
+    layers = network.layers()
+    assert any(layer.sparse_form for _, layer in layers) == (form != "dense")
+    assert all((layer.weight is None) == layer.sparse_form for _, layer in layers)
+    report = network.report()
+    assert report.bytes <= sum(t.nbytes for t in network.state_dict().values())
+    if form == "batch_last" and name not in ("encoder",):
+        assert sum(row.batch_last for row in report.layers) >= 2
+
+
+@pytest.mark.parametrize("form", ["dense", "batch_last"])
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_differs_by_its_rounding(name, form, forms):
+    """Each layer rounds its weights and outputs to 8 bits, 2**-9 relative; over a dozen layers a few per cent."""
+    forms(form)
+    model, example = case(name)
+    network = optimize_for_inference(model, example, dtype="bfloat16")
+    assert_close(call(network, example), call(model, example), 0.05)
+    assert all(layer.bias is None or layer.bias.dtype == torch.bfloat16 for _, layer in network.layers())
+
+
+def test_norms_activations_and_additions_are_inside_the_layers(forms):
+    forms("batch_last")
+    model, example = case("bottleneck")
+    network = optimize_for_inference(model, example)
+    targets = [str(node.target) for node in network.graph.graph.nodes if node.op == "call_function"]
+    assert not [t for t in targets if "norm" in t or "relu" in t or "aten.add" in t], targets
+    turns = [t for t in targets if "batch_last" in t or "plain" in t]
+    assert len(turns) == 3, targets  # at the images and around the classifier; the mean over pixels takes any layout
+
+
+def test_leaves_the_model_alone_and_shares_nothing(forms):
+    forms("sparse")
+    model, example = case("gated")
+    state = copy.deepcopy(model.state_dict())
+    network = optimize_for_inference(model.train(), example)
+    assert model.training
+    model.eval()
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    own = {t.data_ptr() for t in network.state_dict().values()}
+    assert not own & {t.data_ptr() for t in model.state_dict().values()}
+
+
+def test_another_batch_and_other_sizes(forms):
+    forms("batch_last")
+    model, example = case("resnet8")
+    network = optimize_for_inference(model, example)
+    for n in (1, 3, 40):
+        x = torch.randn(n, 3, 16, 16)
+        assert_close(network(x), call(model, x), 1e-5)
+    with pytest.raises(
+        ValueError, match=r"tensor 0 of the input is \(16, 3, 16, 17\), this network is for \('any number', 3"
+    ):
+        network(torch.randn(16, 3, 16, 17))
+    with pytest.raises(ValueError, match="train the model itself"):
+        network.train()
+    assert "sparse" in repr(network) and "batch last" in str(network.report())
+
+
+def test_takes_a_sparsified_model(forms):
+    forms("sparse")
+    model, example = case("mlp")
+    sparse = sparse_ops.sparsify(model, example, policy="all", verbose=False)
+    network = optimize_for_inference(sparse, example)
+    assert_close(call(network, example), call(model, example), 1e-5)
+    assert isinstance(network, InferenceNetwork)
+
+
+def test_dense_weights_stay_dense():
+    model, example = prune(copy.deepcopy(case("mlp")[0]), 0.0), case("mlp")[1]
+    network = optimize_for_inference(model, example)
+    assert not any(layer.sparse_form for _, layer in network.layers())
+    assert network.report().chosen == "dense"
+
+
+class DependsOnValues(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_bad_arguments():
+    model, example = nn.Sequential(nn.Flatten(), nn.Linear(48, 7)), torch.randn(2, 3, 4, 4)
+    with pytest.raises(TypeError, match="model is of type str"):
+        optimize_for_inference("model", example)
+    with pytest.raises(ValueError, match="dtype is 'float8'"):
+        optimize_for_inference(model, example, dtype="float8")
+    with pytest.raises(TypeError, match="the example is a list"):
+        optimize_for_inference(model, [example])
+    with pytest.raises(TypeError, match="without a tensor"):
+        optimize_for_inference(model, 3)
+    with pytest.raises(ValueError, match="Sequential failed on the example"):
+        optimize_for_inference(model, torch.randn(2, 5))
+    with pytest.raises(ValueError, match="DependsOnValues cannot be captured"):
+        optimize_for_inference(DependsOnValues(), torch.randn(2))
