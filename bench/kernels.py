@@ -68,6 +68,7 @@ WINDOW = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1
 WINDOW_BF16 = (
     WINDOW | {"Y": BF16, "stride_xc": 1} | dict.fromkeys(["x_ptr", "y_ptr", "values_ptr", "bias_ptr"], "*bf16")
 )
+EPILOGUE = {"addend_ptr": None, "ACTIVATION": "none"}
 INNER = {"stride_xw": 1, "stride_yw": 1}
 
 # (file, kernel, variant, warps, constants; a constant of an argument that ends in _ptr is None or its type)
@@ -200,13 +201,13 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
         4,
         GROUPS | {"W": BF16, "RELATIVE": True, "ELU": False} | dict.fromkeys(["g_ptr", "w_ptr", "dw_ptr"], "*bf16"),
     ),
-    ("sparse_conv2d", "_sparse_conv2d_kernel", "fp32 3x3", 4, WINDOW | {"Y": F32} | INNER),
+    ("sparse_conv2d", "_sparse_conv2d_kernel", "fp32 3x3", 4, WINDOW | {"Y": F32} | INNER | EPILOGUE),
     (
         "sparse_conv2d",
         "_sparse_conv2d_kernel",
-        "bf16 3x3",
+        "bf16 3x3, addend and relu",
         4,
-        WINDOW_BF16,
+        WINDOW_BF16 | {"addend_ptr": "*bf16", "ACTIVATION": "relu"},
     ),
     (
         "sparse_conv2d_input_grad",

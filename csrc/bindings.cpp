@@ -50,15 +50,16 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
       "Tensor(a!) grad_weight, Tensor(b!) sums) -> ()");
   m.def(
       "sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, Tensor? bias, Tensor(a!) y, "
-      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool channels_last) -> ()");
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, Tensor? addend, str activation, "
+      "int layout) -> ()");
   m.def(
       "sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Tensor t_columns, "
       "Tensor t_permutation, Tensor(a!) dx, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
-      "int groups, bool channels_last) -> ()");
+      "int groups, int layout) -> ()");
   m.def(
       "sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor columns, Tensor(a!) dvalues, "
-      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool x_channels_last, "
-      "bool dy_channels_last) -> ()");
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int x_layout, "
+      "int dy_layout) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {

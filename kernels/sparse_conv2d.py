@@ -20,12 +20,13 @@ def pixels(first, size, HEIGHT, WIDTH, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["O", "PIXELS", "H", "W", "OH", "OW", "CHANNELS", "OUTPUTS"])
 def _sparse_conv2d_kernel(
     row_offsets_ptr, columns_ptr, values_ptr,  # (O + 1,) and (nnz,) int32, (nnz,): (O, C / groups * KH * KW)
-    x_ptr, bias_ptr, y_ptr,  # (N, C, H, W), (O,) or None, (N, O, OH, OW)
+    x_ptr, bias_ptr, addend_ptr, y_ptr,  # (N, C, H, W), (O,) or None, None or like y, (N, O, OH, OW)
     O, PIXELS, H, W, OH, OW, CHANNELS, OUTPUTS,  # CHANNELS and OUTPUTS of a group
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_yn, stride_yc, stride_yh, stride_yw,
     COMPUTE: tl.constexpr, Y: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0) % O  # one axis, since the others end at 65535
     n, oh, ow, valid = pixels((tl.program_id(0) // O).to(tl.int64) * BLOCK, PIXELS, OH, OW, BLOCK)
@@ -43,6 +44,12 @@ def _sparse_conv2d_kernel(
     if bias_ptr is not None:
         acc += wide(tl.load(bias_ptr + o), COMPUTE)
     place = n * stride_yn + o.to(tl.int64) * stride_yc + oh.to(tl.int64) * stride_yh + ow.to(tl.int64) * stride_yw
+    if addend_ptr is not None:
+        acc += wide(tl.load(addend_ptr + place, mask=valid, other=0.0), COMPUTE)
+    if ACTIVATION == "relu":
+        acc = tl.where(acc < 0, 0.0, acc)  # keeps a NaN
+    elif ACTIVATION == "gelu":
+        acc = 0.5 * acc * (1 + tl.erf(acc * 0.7071067811865476))
     tl.store(y_ptr + place, rounded(acc, Y), mask=valid)
 
 
@@ -52,13 +59,15 @@ def window(kernel_size, stride, padding, dilation):
     return dict(zip(names, (*kernel_size, *stride, *padding, *dilation)))
 
 
-def sparse_conv2d(x, values, row_offsets, columns, bias, y, kernel_size, stride, padding, dilation, groups) -> None:
-    """Write the convolution of x into y; both of any strides. Launches only: the op has checked."""
+def sparse_conv2d(
+    x, values, row_offsets, columns, bias, y, kernel_size, stride, padding, dilation, groups, addend, activation
+) -> None:
+    """Write the convolution of x into y, both of any strides, addend of y's. Launches only: the op has checked."""
     N, O, OH, OW = y.shape
     if y.numel() == 0:
         return
     _sparse_conv2d_kernel[(O * triton.cdiv(N * OH * OW, BLOCK),)](
-        row_offsets, columns, values, x, bias, y, O, N * OH * OW, *x.shape[2:], OH, OW, x.shape[1] // groups,
-        O // groups, *x.stride(), *y.stride(), COMPUTE=compute(x.dtype), Y=element(y.dtype), BLOCK=BLOCK,
-        **window(kernel_size, stride, padding, dilation),
+        row_offsets, columns, values, x, bias, addend, y, O, N * OH * OW, *x.shape[2:], OH, OW, x.shape[1] // groups,
+        O // groups, *x.stride(), *y.stride(), COMPUTE=compute(x.dtype), Y=element(y.dtype), ACTIVATION=activation,
+        BLOCK=BLOCK, **window(kernel_size, stride, padding, dilation),
     )  # fmt: skip

@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from sparse_ops.formats import Pattern
+from sparse_ops.layouts import batch_last
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+LAYOUT_OF = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "batch_last": batch_last,
+}
+LAYOUTS = pytest.mark.parametrize("layout", LAYOUT_OF)
 # Half a unit in the last place of the output dtype, plus the accumulation in float32 or float64.
 ROUNDING = {torch.float32: 2**-24, torch.float64: 2**-53, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
@@ -62,16 +68,20 @@ NO_VALUES = [SHAPES[name] for name in ("demo", "groups", "depthwise", "more grou
 NO_VALUES += [Shape(2, 32, 32, (6, 5), groups=32), Shape(1, 5, 4, (31, 18))]
 
 
-def interpretable(shape, channels_last, backend, device):
+def interpretable(shape, layout, backend, device):
     """Skip what Triton's interpreter takes seconds for; a GPU runs everything."""
-    if backend == "triton" and device.type == "cpu" and (shape.c > 50 or (channels_last and shape.groups == 1)):
+    if (
+        backend == "triton"
+        and device.type == "cpu"
+        and (shape.c > 50 or (layout != "contiguous" and shape.groups == 1))
+    ):
         pytest.skip("too many programs for the interpreter")
 
 
 class Problem:
     """Operands in `dtype` on `device`, and what float64 says of y, dx, dvalues and dbias."""
 
-    def __init__(self, shape, dtype=torch.float32, device="cpu", density=0.3, channels_last=False, seed=0):
+    def __init__(self, shape, dtype=torch.float32, device="cpu", density=0.3, layout="contiguous", seed=0):
         rng = torch.Generator().manual_seed(seed)
         kh, kw = shape.kernel
 
@@ -80,15 +90,15 @@ class Problem:
 
         weight = randn(shape.o, shape.c // shape.groups, kh, kw)
         weight[torch.rand(weight.shape, generator=rng) >= density] = 0
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        laid_out = LAYOUT_OF[layout]
         self.shape, self.dtype = shape, dtype
         pattern, values = Pattern.from_dense(weight.to(device))
         self.pattern, self.values = pattern, values
-        self.x = randn(shape.n, shape.c, *shape.size).to(device).contiguous(memory_format=memory_format)
+        self.x = laid_out(randn(shape.n, shape.c, *shape.size).to(device))
         self.bias = randn(shape.o).to(device)
         x, w, b = (t.detach().double().cpu().requires_grad_() for t in (self.x, weight, self.bias))
         y = torch.nn.functional.conv2d(x, w, b, *shape.window[1:])
-        self.dy = randn(*y.shape).to(device).contiguous(memory_format=memory_format)
+        self.dy = laid_out(randn(*y.shape).to(device))
         dx, dw, db = torch.autograd.grad(y, (x, w, b), self.dy.double().cpu())
         self.expected = {"y": y.detach(), "dx": dx, "dvalues": pattern.to("cpu").gather(dw), "dbias": db}
         # The same sums of absolute values bound every rounding error on the way.

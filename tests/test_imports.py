@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "tables", "extension", "recycling", "_version"}
+FLOOR_2 = {"ops", "reference", "formats", "checks", "launch", "layouts", "tables", "extension", "recycling", "_version"}
 FLOOR_3 = {"optim", "nn", "masks", "prunable", "planning", "files", "encodings", "inference"}
 FLOOR_4 = {"methods"}
 FLOOR_5 = {"train", "cli", "__main__", "integrations"}
@@ -18,12 +18,24 @@ LAW = {
     "kernels": {"kernels"},
     "reference": {"reference"},
     "checks": set(),
+    "layouts": set(),
     "extension": set(),
     "launch": {"extension"},
     "tables": set(),
     "recycling": set(),
     "formats": {"checks", "extension"},
-    "ops": {"kernels", "extension", "reference", "checks", "launch", "tables", "formats", "recycling", "ops"},
+    "ops": {
+        "kernels",
+        "extension",
+        "reference",
+        "checks",
+        "launch",
+        "tables",
+        "formats",
+        "layouts",
+        "recycling",
+        "ops",
+    },
     **dict.fromkeys(FLOOR_3, (FLOOR_2 | FLOOR_3) - {"extension"}),
     "methods": {"methods", "masks", "formats", "prunable", "planning", "optim", "nn"},
     **dict.fromkeys(FLOOR_5, FLOOR_2 | FLOOR_3 | FLOOR_4 | FLOOR_5),

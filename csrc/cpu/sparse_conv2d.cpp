@@ -12,6 +12,7 @@
 #endif
 
 #include "scratch.h"
+#include "sparse_conv2d_batch_last.h"
 #include "sparse_conv2d_lanes.h"
 #include "sparse_conv2d_weight.h"
 
@@ -37,20 +38,23 @@ void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t by
 
 template <typename T>
 void convolve(const ConvImages& source, const ConvImages& target, const ConvWeight<T>& weight, const T* bias,
-              const ConvAxis& h, const ConvAxis& w) {
+              const ConvImages* addend, ConvActivation activation, const ConvAxis& h, const ConvAxis& w) {
   using A = Accumulator<T>;
   constexpr int64_t kLanes = 64 / sizeof(A);
   const int64_t rows = target.channels;
   const int64_t elements = target.images * rows * target.rows * target.cols, nnz = weight.count();
   if (elements == 0) return;
   ask_for_huge_pages(target.data, elements * sizeof(T));
-  if (nnz == 0 && bias == nullptr) {
+  if (target.layout == ConvLayout::batch_last)
+    return conv_batch_last(source, target, weight, bias,
+                           addend == nullptr ? nullptr : static_cast<const T*>(addend->data), activation, h, w);
+  if (nnz == 0 && bias == nullptr && addend == nullptr) {  // relu and gelu keep a zero
     std::memset(target.data, 0, elements * sizeof(T));
     return;
   }
   const double density = static_cast<double>(nnz) / static_cast<double>(rows);
   const ConvTiling tiling = conv_tiling(h, w, target.images, source.channels, rows, density, kLanes,
-                                        source.channels_last);
+                                        source.layout == ConvLayout::channels_last);
   const int64_t plane = tiling.source_rows * tiling.source_cols, pixels = tiling.rows * tiling.cols;
   STD_TORCH_CHECK(source.channels * plane < (int64_t{1} << 31) / kLanes && pixels < (int64_t{1} << 31),
                   "sparse_conv2d: a tile of ", source.channels, " channels and ", plane, " pixels is too large");
@@ -67,7 +71,7 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
   std::vector<int64_t> costs(rows + 1);
   for (int64_t r = 0; r <= rows; ++r) costs[r] = lists.starts[r * lists.classes] + 4 * r;
   const auto cuts = conv_cuts(rows, pieces, costs);
-  const int64_t step = target.channels_last ? 16 : std::max<int64_t>(1, 64 / pixels);
+  const int64_t step = target.layout == ConvLayout::channels_last ? 16 : std::max<int64_t>(1, 64 / pixels);
   const auto sum = SPARSE_OPS_DISPATCH(sum_row<A>);
 
   parallel(0, tiling.tiles() * pieces, 1, [&](int64_t begin, int64_t end) {
@@ -80,25 +84,26 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
       if (tile != packed) {
         const ConvWindow in{first, tiling.bands, tiling.whole ? 0 : h.origin(0), h.origin(tiling.rows) - h.origin(0),
                             tiling.whole ? 0 : w.origin(col), tiling.source_rows, tiling.source_cols};
-        conv_pack(source, in, slab);
+        conv_pack(source, in, 0, source.channels, slab);
         packed = tile;
       }
       const ConvWindow window{first, tiling.bands, 0, tiling.rows, col, tiling.rows, tiling.cols};
       for (int64_t r = cuts[item % pieces], last = cuts[item % pieces + 1]; r < last; r += step) {
         const int64_t n = std::min(step, last - r);
+        if (addend != nullptr) conv_pack(*addend, window, r, n, out);
         for (int64_t i = 0; i < n; ++i)
           sum(slab, blocks.data(), static_cast<int64_t>(blocks.size()), lists.entries.get(),
               lists.starts.data() + (r + i) * lists.classes, bias == nullptr ? A{} : A{widen(bias[r + i])},
-              out + i * pixels * kLanes);
+              addend != nullptr, activation, out + i * pixels * kLanes);
         conv_unpack(target, window, r, n, out);
       }
     }
   });
 }
 
-ConvImages images(const Tensor& t, bool channels_last) {
+ConvImages images(const Tensor& t, int64_t layout) {
   void* data = const_cast<void*>(t.const_data_ptr());
-  return {data, t.scalar_type(), channels_last, t.size(0), t.size(1), t.size(2), t.size(3)};
+  return {data, t.scalar_type(), static_cast<ConvLayout>(layout), t.size(0), t.size(1), t.size(2), t.size(3)};
 }
 
 const int32_t* indices(const Tensor& t) { return static_cast<const int32_t*>(t.const_data_ptr()); }
@@ -116,8 +121,13 @@ void with_type(ScalarType dtype, const F& f) {
 }  // namespace
 
 void sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, std::optional<Tensor> bias, Tensor y,
-                   Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups, bool channels_last) {
-  const ConvImages source = images(x, channels_last), target = images(y, channels_last);
+                   Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
+                   std::optional<Tensor> addend, std::string activation, int64_t layout) {
+  const ConvImages source = images(x, layout), target = images(y, layout);
+  const ConvImages added = addend ? images(*addend, layout) : ConvImages{};
+  const ConvActivation act = activation == "relu"   ? ConvActivation::relu
+                             : activation == "gelu" ? ConvActivation::gelu
+                                                    : ConvActivation::none;
   const ConvAxis h{source.rows, target.rows, kernel_size[0], stride[0], padding[0], dilation[0], false};
   const ConvAxis w{source.cols, target.cols, kernel_size[1], stride[1], padding[1], dilation[1], false};
   with_type(source.dtype, [&](auto zero) {
@@ -131,14 +141,15 @@ void sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, 
                                groups,
                                target.channels / groups,
                                source.channels / groups};
-    convolve(source, target, weight, bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, h, w);
+    convolve(source, target, weight, bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr,
+             addend ? &added : nullptr, act, h, w);
   });
 }
 
 void sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Tensor t_columns, Tensor t_permutation,
                               Tensor dx, Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation,
-                              int64_t groups, bool channels_last) {
-  const ConvImages source = images(dy, channels_last), target = images(dx, channels_last);
+                              int64_t groups, int64_t layout) {
+  const ConvImages source = images(dy, layout), target = images(dx, layout);
   const ConvAxis h{source.rows, target.rows, kernel_size[0], stride[0], padding[0], dilation[0], true};
   const ConvAxis w{source.cols, target.cols, kernel_size[1], stride[1], padding[1], dilation[1], true};
   with_type(source.dtype, [&](auto zero) {
@@ -152,7 +163,7 @@ void sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Te
                                groups,
                                target.channels / groups,
                                source.channels / groups};
-    convolve<T>(source, target, weight, nullptr, h, w);
+    convolve<T>(source, target, weight, nullptr, nullptr, ConvActivation::none, h, w);
   });
 }
 

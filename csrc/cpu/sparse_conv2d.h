@@ -10,14 +10,15 @@ namespace sparse_ops {
 using Sizes = std::vector<int64_t>;
 
 void sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, std::optional<Tensor> bias, Tensor y,
-                   Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups, bool channels_last);
+                   Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
+                   std::optional<Tensor> addend, std::string activation, int64_t layout);
 
 void sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Tensor t_columns, Tensor t_permutation,
                               Tensor dx, Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation,
-                              int64_t groups, bool channels_last);
+                              int64_t groups, int64_t layout);
 
 void sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor columns, Tensor dvalues,
                                Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
-                               bool x_channels_last, bool dy_channels_last);
+                               int64_t x_layout, int64_t dy_layout);
 
 }  // namespace sparse_ops

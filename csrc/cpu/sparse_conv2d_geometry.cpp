@@ -17,6 +17,10 @@ int64_t ConvAxis::extent(int64_t n) const {
   return floor_div(n - 1 + padding, stride) - floor_div(padding - (kernel - 1) * dilation, stride) + 1;
 }
 
+int64_t ConvAxis::base(int64_t t) const { return transposed ? floor_div(t + padding, stride) : t * stride - padding; }
+
+int64_t ConvAxis::delta(int64_t k) const { return transposed ? -floor_div(k * dilation, stride) : k * dilation; }
+
 // The source coordinate that tap k of target coordinate t reads, counted from the slab's first; -1 where it reads none.
 static int64_t source_of(const ConvAxis& axis, int64_t t, int64_t k, bool whole) {
   const int64_t first = whole ? 0 : axis.origin(0);

@@ -10,6 +10,9 @@
 
 namespace sparse_ops {
 
+// What is done to a sum before it is stored.
+enum class ConvActivation { none, relu, gelu };
+
 // One value of the sparse matrix as one class sees it: the line of the slab relative to the pixel's first line.
 template <typename A>
 struct ConvEntry {
@@ -30,6 +33,9 @@ struct ConvAxis {
   int64_t origin(int64_t t0) const;
   // How many source coordinates n target coordinates can see.
   int64_t extent(int64_t n) const;
+  // Target t reads the source coordinate base(t) + delta(k) at tap k, if it reads any.
+  int64_t base(int64_t t) const;
+  int64_t delta(int64_t k) const;
 };
 
 struct ConvClass {

@@ -49,7 +49,7 @@ struct Lanes {
 // transposed together; so the images are read in runs, where sixteen streams at once would collide in the cache.
 template <typename T>
 void pack_bands(const ConvImages& x, const ConvWindow& w, const Lanes<T>& lanes, int64_t left, int64_t right,
-                Accumulator<T>* slab) {
+                int64_t first, int64_t channels, Accumulator<T>* slab) {
   using A = Accumulator<T>;
   constexpr int64_t kMost = 512, line = Lanes<T>::kCount;
   const int64_t rows = std::clamp<int64_t>(kMost / w.cols, 1, w.rows);
@@ -62,9 +62,9 @@ void pack_bands(const ConvImages& x, const ConvWindow& w, const Lanes<T>& lanes,
   const int64_t ahead = rows < w.rows ? rows * x.cols : planes * x.rows * x.cols;
   const A* src[line];
   for (int l = 0; l < line; ++l) src[l] = stages + l * pitch;
-  for (int64_t ch = 0; ch < x.channels; ch += planes)
+  for (int64_t ch = 0; ch < channels; ch += planes)
     for (int64_t r0 = 0; r0 < w.rows; r0 += rows) {
-      const int64_t n = std::min(rows, w.rows - r0), count = std::min(planes, x.channels - ch);
+      const int64_t n = std::min(rows, w.rows - r0), count = std::min(planes, channels - ch);
       for (int l = 0; l < line; ++l) {
         const int64_t row = lanes.row[l] + r0, begin = std::clamp<int64_t>(-row, 0, n);
         const int64_t end = lanes.image[l] == nullptr ? begin : std::clamp(x.rows - row, begin, n);
@@ -74,7 +74,7 @@ void pack_bands(const ConvImages& x, const ConvWindow& w, const Lanes<T>& lanes,
           std::memset(to - left + end * w.cols, 0, (n - end) * w.cols * sizeof(A));
         }
         for (int64_t i = 0; i < count && begin < end; ++i)
-          copy(lanes.image[l] + ((ch + i) * x.rows + row + begin) * x.cols + w.col0 + left, x.cols, end - begin,
+          copy(lanes.image[l] + ((first + ch + i) * x.rows + row + begin) * x.cols + w.col0 + left, x.cols, end - begin,
                right - left, ahead, to + (i * w.rows + begin) * w.cols, w.cols);
       }
       gather_all(src, count * n * w.cols, slab + (ch * w.rows + r0) * w.cols * line, line);
@@ -82,30 +82,31 @@ void pack_bands(const ConvImages& x, const ConvWindow& w, const Lanes<T>& lanes,
 }
 
 template <typename T>
-void pack(const ConvImages& x, const ConvWindow& w, Accumulator<T>* slab) {
+void pack(const ConvImages& x, const ConvWindow& w, int64_t first, int64_t channels, Accumulator<T>* slab) {
   using L = Lanes<T>;
   const L lanes(x, w);
   const auto gather_all = SPARSE_OPS_DISPATCH(gather<T>);
   const int64_t plane = w.rows * w.cols, line = L::kCount;
   const int64_t left = std::clamp<int64_t>(-w.col0, 0, w.cols), right = std::clamp(x.cols - w.col0, left, w.cols);
   const T* src[L::kCount];
-  const bool whole = lanes.whole(w, x);
-  if (!x.channels_last && !whole) return pack_bands(x, w, lanes, left, right, slab);
-  const int64_t longest = x.channels_last ? x.channels : x.channels * plane;
+  const bool whole = lanes.whole(w, x), channels_last = x.layout == ConvLayout::channels_last;
+  if (!channels_last && !whole) return pack_bands(x, w, lanes, left, right, first, channels, slab);
+  const int64_t longest = channels_last ? channels : channels * plane;
   T* zeros = static_cast<T*>(scratch<kConvRow>(longest * sizeof(T)));
   if (!whole || lanes.used < L::kCount) std::memset(zeros, 0, longest * sizeof(T));
-  if (!x.channels_last) {
-    for (int l = 0; l < L::kCount; ++l) src[l] = lanes.image[l] ? lanes.image[l] : zeros;
+  if (!channels_last) {
+    for (int l = 0; l < L::kCount; ++l) src[l] = lanes.image[l] ? lanes.image[l] + first * plane : zeros;
     return gather_all(src, longest, slab, line);
   }
   for (int64_t r = 0; r < w.rows; ++r) {
     const T* row[L::kCount];
     for (int l = 0; l < L::kCount; ++l)
-      row[l] = lanes.has(l, r, x) ? lanes.image[l] + ((lanes.row[l] + r) * x.cols + w.col0) * x.channels : nullptr;
+      row[l] = lanes.has(l, r, x) ? lanes.image[l] + ((lanes.row[l] + r) * x.cols + w.col0) * x.channels + first
+                                 : nullptr;
     for (int64_t c = 0; c < w.cols; ++c) {
       const bool inside = c >= left && c < right;
       for (int l = 0; l < L::kCount; ++l) src[l] = inside && row[l] != nullptr ? row[l] + c * x.channels : zeros;
-      gather_all(src, x.channels, slab + (r * w.cols + c) * line, plane * line);
+      gather_all(src, channels, slab + (r * w.cols + c) * line, plane * line);
     }
   }
 }
@@ -119,7 +120,7 @@ void unpack(const ConvImages& y, const ConvWindow& w, int64_t first, int64_t n, 
   T* dst[L::kCount];
   const bool whole = lanes.whole(w, y), merged = w.cols == y.cols && lanes.full(w.rows, y);
   T* sink = static_cast<T*>(scratch<kConvRow>(n * plane * sizeof(T)));
-  if (y.channels_last) {
+  if (y.layout == ConvLayout::channels_last) {
     for (int64_t r = 0; r < w.rows; ++r)
       for (int64_t c = 0; c < cols; ++c) {
         for (int l = 0; l < L::kCount; ++l)
@@ -147,12 +148,12 @@ void unpack(const ConvImages& y, const ConvWindow& w, int64_t first, int64_t n, 
 
 }  // namespace
 
-void conv_pack(const ConvImages& from, const ConvWindow& window, void* slab) {
+void conv_pack(const ConvImages& from, const ConvWindow& window, int64_t first_channel, int64_t n, void* slab) {
   switch (from.dtype) {
-    case ScalarType::Double: return pack<double>(from, window, static_cast<double*>(slab));
-    case ScalarType::Half: return pack<Half>(from, window, static_cast<float*>(slab));
-    case ScalarType::BFloat16: return pack<Bfloat>(from, window, static_cast<float*>(slab));
-    default: return pack<float>(from, window, static_cast<float*>(slab));
+    case ScalarType::Double: return pack<double>(from, window, first_channel, n, static_cast<double*>(slab));
+    case ScalarType::Half: return pack<Half>(from, window, first_channel, n, static_cast<float*>(slab));
+    case ScalarType::BFloat16: return pack<Bfloat>(from, window, first_channel, n, static_cast<float*>(slab));
+    default: return pack<float>(from, window, first_channel, n, static_cast<float*>(slab));
   }
 }
 

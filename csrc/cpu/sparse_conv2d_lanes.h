@@ -5,10 +5,13 @@
 
 namespace sparse_ops {
 
+// How (images, channels, rows, cols) lie in memory: in that order, with the channels innermost, with the images innermost.
+enum class ConvLayout { contiguous, channels_last, batch_last };
+
 struct ConvImages {
   void* data;
   ScalarType dtype;
-  bool channels_last;
+  ConvLayout layout;
   int64_t images, channels, rows, cols;
 };
 
@@ -19,10 +22,11 @@ struct ConvWindow {
 };
 
 // Slots of cpu/scratch.h, one for each purpose.
-enum ConvScratch { kConvSlab = 40, kConvOut, kConvRow };
+enum ConvScratch { kConvSlab = 40, kConvOut, kConvRow, kConvStarts, kConvEntries, kConvBias };
 
-// Fill slab (channels, rows, cols, lanes) of the window; zero outside of the images and in empty lanes.
-void conv_pack(const ConvImages& from, const ConvWindow& window, void* slab);
+// Fill slab (n, rows, cols, lanes) with channels first_channel .. + n of the window; zero outside of the images and in
+// empty lanes.
+void conv_pack(const ConvImages& from, const ConvWindow& window, int64_t first_channel, int64_t n, void* slab);
 
 // Write channels first_channel .. + n of the window from slab (n, rows, cols, lanes); what lies outside is left out.
 void conv_unpack(const ConvImages& to, const ConvWindow& window, int64_t first_channel, int64_t n, const void* slab);

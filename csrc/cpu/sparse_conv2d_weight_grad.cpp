@@ -44,7 +44,7 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
   if (nnz == 0) return;
   const bool empty = dy.images * dy.rows * dy.cols == 0;
   const double density = static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(rows, 1));
-  const ConvTiling tiling = conv_tiling(h, w, dy.images, x.channels, rows, density, kLanes, x.channels_last);
+  const ConvTiling tiling = conv_tiling(h, w, dy.images, x.channels, rows, density, kLanes, x.layout == ConvLayout::channels_last);
   const int64_t x_plane = tiling.source_rows * tiling.source_cols, plane = tiling.rows * tiling.cols;
   const auto rows_of = spans(h, tiling.rows, tiling.whole), cols_of = spans(w, tiling.cols, tiling.whole);
   const int64_t last_rows = h.target - (tiling.bands - 1) * tiling.rows;  // of an image's last band
@@ -68,8 +68,8 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
       for (int64_t tile = segment * tiles / segments; tile < (segment + 1) * tiles / segments; ++tile) {
         const int64_t first = tile / tiling.panels * kLanes, col = tile % tiling.panels * tiling.cols;
         conv_pack(x, {first, tiling.bands, tiling.whole ? 0 : h.origin(0), h.origin(tiling.rows) - h.origin(0),
-                      tiling.whole ? 0 : w.origin(col), tiling.source_rows, tiling.source_cols}, x_slab);
-        conv_pack(dy, {first, tiling.bands, 0, tiling.rows, col, tiling.rows, tiling.cols}, dy_slab);
+                      tiling.whole ? 0 : w.origin(col), tiling.source_rows, tiling.source_cols}, 0, x.channels, x_slab);
+        conv_pack(dy, {first, tiling.bands, 0, tiling.rows, col, tiling.rows, tiling.cols}, 0, dy.channels, dy_slab);
         alignas(64) int64_t kept[8];  // the lanes whose band is not an image's last
         for (int64_t l = 0; l < kLanes; ++l)
           std::memset(reinterpret_cast<unsigned char*>(kept) + l * sizeof(A),
@@ -99,12 +99,12 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
 
 void sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor columns, Tensor dvalues,
                                Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
-                               bool x_channels_last, bool dy_channels_last) {
-  const auto images = [](const Tensor& t, bool last) {
+                               int64_t x_layout, int64_t dy_layout) {
+  const auto images = [](const Tensor& t, int64_t layout) {
     void* data = const_cast<void*>(t.const_data_ptr());
-    return ConvImages{data, t.scalar_type(), last, t.size(0), t.size(1), t.size(2), t.size(3)};
+    return ConvImages{data, t.scalar_type(), static_cast<ConvLayout>(layout), t.size(0), t.size(1), t.size(2), t.size(3)};
   };
-  const ConvImages source = images(x, x_channels_last), target = images(dy, dy_channels_last);
+  const ConvImages source = images(x, x_layout), target = images(dy, dy_layout);
   const ConvAxis h{source.rows, target.rows, kernel_size[0], stride[0], padding[0], dilation[0], false};
   const ConvAxis w{source.cols, target.cols, kernel_size[1], stride[1], padding[1], dilation[1], false};
   const auto* offsets = static_cast<const int32_t*>(row_offsets.const_data_ptr());

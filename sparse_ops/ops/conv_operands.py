@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops import checks
+from sparse_ops.layouts import is_batch_last
 
 # Of every op: where the values stand, and how the window moves. Sizes are (height, width).
 PATTERN = "Tensor row_offsets, Tensor columns, Tensor t_row_offsets, Tensor t_columns, Tensor t_permutation"
@@ -70,12 +71,26 @@ def is_channels_last(image: Tensor) -> bool:
 
 
 def dense_in_memory(image: Tensor) -> Tensor:
-    """The image itself where it is contiguous or channels_last, else a contiguous copy."""
-    return image if is_channels_last(image) else image.contiguous()
+    """The image itself where it is contiguous, channels_last or batch-last, else a contiguous copy."""
+    return image if is_channels_last(image) or is_batch_last(image) else image.contiguous()
+
+
+def layout(image: Tensor) -> int:
+    """What the C++ kernels call the layout: 0 contiguous, 1 channels_last, 2 batch-last; the first that it is."""
+    if image.is_contiguous():
+        return 0
+    return 1 if image.is_contiguous(memory_format=torch.channels_last) else 2
+
+
+def like_in_memory(image: Tensor, y: Tensor) -> Tensor:
+    """The image in the layout of y, which has its shape: itself where it is."""
+    return image if image.stride() == y.stride() else torch.empty_like(y).copy_(image)
 
 
 def new_image(like: Tensor, n_channels: int, size: Sequence[int]) -> Tensor:
-    """An uninitialised image batch in the memory format of `like`."""
+    """An uninitialised image batch in the layout of `like`."""
+    n = like.shape[0]
+    if not like.is_contiguous() and is_batch_last(like):
+        return like.new_empty((n_channels, *size, n)).permute(3, 0, 1, 2)
     memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
-    shape = (like.shape[0], n_channels, *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+    return torch.empty((n, n_channels, *size), dtype=like.dtype, device=like.device, memory_format=memory_format)

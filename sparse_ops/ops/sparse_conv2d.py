@@ -11,9 +11,11 @@ from sparse_ops.ops import sparse_conv2d_input_grad, sparse_conv2d_weight_grad
 from sparse_ops.reference import sparse_conv2d as reference
 
 NAME = "sparse_conv2d"
+ACTIVATIONS = ("none", "relu", "gelu")
 torch.library.define(
     "sparse_ops::sparse_conv2d",
-    f"(Tensor x, Tensor values, {operands.PATTERN}, Tensor? bias, {operands.WINDOW}) -> Tensor",
+    f"(Tensor x, Tensor values, {operands.PATTERN}, Tensor? bias, {operands.WINDOW}, "
+    "Tensor? addend=None, str activation='none') -> Tensor",
 )
 
 
@@ -31,15 +33,22 @@ def _output(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    addend: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     """Check the operands, allocate y: the first half of the op and all of its fake."""
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     tensors = {"x": x, "values": values} | ({} if bias is None else {"bias": bias})
+    tensors |= {} if addend is None else {"addend": addend}
     n_in, n_out = operands.check_weight(NAME, pattern, tensors, kernel_size, groups)
     operands.check_image(NAME, "x", x, n_in)
     if bias is not None and bias.shape != (n_out,):
         raise ValueError(f"{NAME}: bias is {tuple(bias.shape)}, expected ({n_out},)")
     size = operands.output_size(NAME, x.shape[2:], kernel_size, stride, padding, dilation)
+    if addend is not None and addend.shape != (x.shape[0], n_out, *size):
+        raise ValueError(f"{NAME}: addend is {tuple(addend.shape)}, expected {(x.shape[0], n_out, *size)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{NAME}: activation is {activation!r}, expected one of {ACTIVATIONS}")
     return operands.new_image(operands.dense_in_memory(x), n_out, size)
 
 
@@ -49,32 +58,39 @@ torch.library.register_fake("sparse_ops::sparse_conv2d", _output)
 @torch.library.impl("sparse_ops::sparse_conv2d", ("cpu", "cuda"))
 def _sparse_conv2d(x: Tensor, values: Tensor, *arguments: Any) -> Tensor:
     y = _output(x, values, *arguments)
-    row_offsets, columns, _, _, _, bias, *window = arguments
+    row_offsets, columns, _, _, _, bias, *rest = arguments
+    *window, addend, activation = (*rest, *(None, "none")[len(rest) - 5 :])  # the dispatcher leaves out defaults
     x, values = operands.dense_in_memory(x), values.contiguous()
     bias = None if bias is None else bias.contiguous()
+    if addend is not None:
+        addend = operands.like_in_memory(addend, y)
     match launch.backend(x.device):
         case "native":
-            last = operands.is_channels_last(x)
-            extension.native().sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, last)
+            epilogue = addend, activation, operands.layout(x)
+            extension.native().sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, *epilogue)
         case "triton":
             from sparse_ops.kernels import sparse_conv2d as kernel
 
             with launch.on(x.device):
-                kernel.sparse_conv2d(x, values, row_offsets, columns, bias, y, *window)
+                kernel.sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, addend, activation)
         case "reference":
-            y.copy_(reference.sparse_conv2d(x, values, row_offsets, columns, bias, *window))
+            y.copy_(reference.sparse_conv2d(x, values, row_offsets, columns, bias, *window, addend, activation))
     return y
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, *pattern, bias, kernel_size, stride, padding, dilation, groups = inputs
-    ctx.save_for_backward(x, values, *pattern)
+    x, values, *pattern, bias, kernel_size, stride, padding, dilation, groups, addend, activation = inputs
+    if activation == "gelu":
+        raise ValueError(f"{NAME}: activation='gelu' has no gradient; under autograd take 'none' and apply gelu to y")
+    ctx.save_for_backward(x, values, *pattern, *([output] if activation == "relu" else []))
     ctx.window = (kernel_size, stride, padding, dilation, groups)
-    ctx.has_bias = bias is not None
+    ctx.has_bias, ctx.has_addend, ctx.relu = bias is not None, addend is not None, activation == "relu"
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, values, *pattern = ctx.saved_tensors
+    if ctx.relu:
+        dy = torch.ops.aten.threshold_backward(dy, pattern.pop(), 0)
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
         dx = sparse_conv2d_input_grad.OP(dy, values, *pattern, x.shape[2:], *ctx.window)
@@ -82,7 +98,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         dvalues = sparse_conv2d_weight_grad.OP(x, dy, *pattern, *ctx.window)
     if ctx.has_bias and ctx.needs_input_grad[7]:
         dbias = dy.sum((0, 2, 3))
-    return dx, dvalues, *(5 * [None]), dbias, *(5 * [None])
+    daddend = dy if ctx.has_addend and ctx.needs_input_grad[13] else None
+    return dx, dvalues, *(5 * [None]), dbias, *(5 * [None]), daddend, None
 
 
 torch.library.register_autograd("sparse_ops::sparse_conv2d", _backward, setup_context=_setup_context)
@@ -102,13 +119,18 @@ def sparse_conv2d(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
+    addend: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
-    """torch.nn.functional.conv2d of x (N, C, H, W) with a sparse weight; differentiable in x, values and bias.
+    """activation(conv2d(x, weight, bias) + addend) with a sparse weight; differentiable in x, values, bias and addend.
 
     values (nnz,) and the five int32 tensors of a `formats.Pattern` are the weight as a matrix (out_channels,
     C / groups * kh * kw), columns in the order (c, kh, kw). bias: (out_channels,) or None. y is (N, out_channels, ...)
-    in x's memory format (contiguous or channels_last); any floating dtype, the same for all; float16 and bfloat16 are
-    accumulated in float32. Raises TypeError or ValueError for what does not fit.
+    in x's layout (contiguous, channels_last or batch-last, `layouts.is_batch_last`); any floating dtype, the same for
+    all; float16 and bfloat16 are accumulated in float32. addend: like y, or None; activation: "none", "relu" or "gelu"
+    (by the error function; without gradients). Both take their turn before the sum is rounded and stored. Raises
+    TypeError or ValueError for what does not fit.
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
-    return torch.ops.sparse_ops.sparse_conv2d(x, values, *pattern, bias, kernel_size, stride, padding, dilation, groups)
+    window = (kernel_size, stride, padding, dilation, groups)
+    return torch.ops.sparse_ops.sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)

@@ -52,8 +52,8 @@ def _input_grad(dy: Tensor, values: Tensor, *arguments: Any) -> Tensor:
     transposed = t_row_offsets, t_columns, t_permutation
     match launch.backend(dy.device):
         case "native":
-            last = operands.is_channels_last(dy)
-            extension.native().sparse_conv2d_input_grad(dy, values, *transposed, dx, *window, last)
+            layout = operands.layout(dy)
+            extension.native().sparse_conv2d_input_grad(dy, values, *transposed, dx, *window, layout)
         case "triton":
             from sparse_ops.kernels import sparse_conv2d_input_grad as kernel
 
@@ -100,7 +100,7 @@ def sparse_conv2d_input_grad(
     """The gradient in x of `sparse_conv2d` with output gradient dy; differentiable in dy and values.
 
     dy: (N, out_channels, ...), input_size: x's (H, W), the rest as in `sparse_conv2d`. Returns (N, C, H, W) in dy's
-    memory format and dtype.
+    layout and dtype.
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     return torch.ops.sparse_ops.sparse_conv2d_input_grad(

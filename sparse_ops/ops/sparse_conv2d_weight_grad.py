@@ -53,8 +53,9 @@ def _weight_grad(x: Tensor, dy: Tensor, *arguments: Any) -> Tensor:
     x, dy = operands.dense_in_memory(x), operands.dense_in_memory(dy)
     match launch.backend(x.device):
         case "native":
-            last = (operands.is_channels_last(x), operands.is_channels_last(dy))
-            extension.native().sparse_conv2d_weight_grad(x, dy, row_offsets, columns, dvalues, *window, *last)
+            x, dy = (t.contiguous() if operands.layout(t) == 2 else t for t in (x, dy))
+            layouts = operands.layout(x), operands.layout(dy)
+            extension.native().sparse_conv2d_weight_grad(x, dy, row_offsets, columns, dvalues, *window, *layouts)
         case "triton":
             from sparse_ops.kernels import sparse_conv2d_weight_grad as kernel
 

@@ -28,9 +28,17 @@ def sparse_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    addend: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     """y of x (N, C, H, W), in x's dtype."""
     weight = densify(wide(values), row_offsets, columns, x.shape[1] // groups, kernel_size)
     wide_bias = None if bias is None else wide(bias)
     y = torch.nn.functional.conv2d(wide(x), weight, wide_bias, stride, padding, dilation, groups)
+    y = y if addend is None else y + wide(addend)
+    match activation:
+        case "relu":
+            y = torch.relu(y)
+        case "gelu":
+            y = torch.nn.functional.gelu(y)
     return y.to(x.dtype)

@@ -2,10 +2,23 @@
 
 import pytest
 import torch
-from conv_problems import DTYPES, EVERY, LAYOUTS, NO_VALUES, SHAPES, Poisoned, Problem, Shape, interpretable, shared
+from conv_problems import (
+    DTYPES,
+    EVERY,
+    LAYOUT_OF,
+    LAYOUTS,
+    NO_VALUES,
+    SHAPES,
+    Poisoned,
+    Problem,
+    Shape,
+    interpretable,
+    shared,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_ops.layouts import is_batch_last
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
 
@@ -18,20 +31,21 @@ def check(p):
         y = forward(p)
     p.check("y", y)
     if not p.x.is_contiguous():
-        assert y.numel() == 0 or y.is_contiguous(memory_format=torch.channels_last)
+        last = p.x.is_contiguous(memory_format=torch.channels_last)
+        assert y.numel() == 0 or (y.is_contiguous(memory_format=torch.channels_last) if last else is_batch_last(y))
 
 
 @LAYOUTS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_agrees_with_dense(shape, channels_last, device, backend):
-    interpretable(shape, channels_last, backend, device)
-    check(shared(shape, device=device, channels_last=channels_last))
+def test_agrees_with_dense(shape, layout, device, backend):
+    interpretable(shape, layout, backend, device)
+    check(shared(shape, device=device, layout=layout))
 
 
 @LAYOUTS
 @pytest.mark.parametrize("shape, dtype", EVERY)
-def test_every_instruction_set(shape, dtype, channels_last, isa):
-    check(shared(shape, dtype, channels_last=channels_last))
+def test_every_instruction_set(shape, dtype, layout, isa):
+    check(shared(shape, dtype, layout=layout))
 
 
 @pytest.mark.parametrize("name", ["demo", "more groups than taps"])
@@ -43,8 +57,8 @@ def test_empty_and_full_patterns(density, name, device, backend):
 @LAYOUTS
 @pytest.mark.parametrize("shape", NO_VALUES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_no_value_in_every_instruction_set(dtype, shape, channels_last, isa):
-    p = Problem(shape, dtype, density=0.0, channels_last=channels_last)
+def test_no_value_in_every_instruction_set(dtype, shape, layout, isa):
+    p = Problem(shape, dtype, density=0.0, layout=layout)
     assert p.values.numel() == 0
     check(p)
     with Poisoned():
@@ -64,7 +78,7 @@ def test_random_geometry(data):
     n = data.draw(st.integers(1, 20))
     c, o = (groups * data.draw(st.integers(1, 9)) for _ in range(2))
     shape = Shape(n, c, o, size, kernel, data.draw(pair(1, 4)), padding, dilation, groups)
-    check(Problem(shape, channels_last=data.draw(st.booleans()), seed=n))
+    check(Problem(shape, layout=data.draw(st.sampled_from(sorted(LAYOUT_OF))), seed=n))
 
 
 def test_same_bits_for_any_number_of_threads(isa):
@@ -115,8 +129,8 @@ def test_gradcheck(name, backend):
 
 
 @LAYOUTS
-def test_is_a_lawful_torch_op(channels_last, device, backend):
-    p = Problem(SHAPES["demo"], device=device, channels_last=channels_last)
+def test_is_a_lawful_torch_op(layout, device, backend):
+    p = Problem(SHAPES["demo"], device=device, layout=layout)
     operands = [t.requires_grad_() for t in (p.x, p.values, p.bias)]
     arguments = (*operands[:2], *p.pattern.tensors(), operands[2], *p.shape.window)
     torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d.default, arguments)

@@ -20,15 +20,15 @@ def check(p):
 
 @LAYOUTS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_agrees_with_dense(shape, channels_last, device, backend):
-    interpretable(shape, channels_last, backend, device)
-    check(shared(shape, device=device, channels_last=channels_last))
+def test_agrees_with_dense(shape, layout, device, backend):
+    interpretable(shape, layout, backend, device)
+    check(shared(shape, device=device, layout=layout))
 
 
 @LAYOUTS
 @pytest.mark.parametrize("shape, dtype", EVERY)
-def test_every_instruction_set(shape, dtype, channels_last, isa):
-    check(shared(shape, dtype, channels_last=channels_last))
+def test_every_instruction_set(shape, dtype, layout, isa):
+    check(shared(shape, dtype, layout=layout))
 
 
 @pytest.mark.parametrize("name", ["demo", "more groups than taps"])
@@ -40,8 +40,8 @@ def test_empty_and_full_patterns(density, name, device, backend):
 @LAYOUTS
 @pytest.mark.parametrize("shape", NO_VALUES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_no_value_in_every_instruction_set(dtype, shape, channels_last, isa):
-    p = Problem(shape, dtype, density=0.0, channels_last=channels_last)
+def test_no_value_in_every_instruction_set(dtype, shape, layout, isa):
+    p = Problem(shape, dtype, density=0.0, layout=layout)
     assert p.values.numel() == 0
     check(p)
 
@@ -73,8 +73,8 @@ def test_gradcheck(name, backend):
 
 
 @LAYOUTS
-def test_is_a_lawful_torch_op(channels_last, device, backend):
-    p = Problem(SHAPES["stride"], device=device, channels_last=channels_last)
+def test_is_a_lawful_torch_op(layout, device, backend):
+    p = Problem(SHAPES["stride"], device=device, layout=layout)
     operands = [t.requires_grad_() for t in (p.dy, p.values)]
     arguments = (*operands, *p.pattern.tensors(), p.shape.size, *p.shape.window)
     torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d_input_grad.default, arguments)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conv_problems import LAYOUTS, Poisoned, Problem, Shape
+from conv_problems import LAYOUT_OF, LAYOUTS, Poisoned, Problem, Shape
 
 from sparse_ops.formats import Pattern
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
@@ -16,19 +16,18 @@ REDUCING = Shape(16, 128, 16, (28, 28), (1, 1), padding=(0, 0))  # of few values
 @LAYOUTS
 @pytest.mark.parametrize("density", [0.01, 0.1])
 @pytest.mark.parametrize("shape", [EXPANDING, REDUCING], ids=["expanding", "reducing"])
-def test_large_images_agree_with_dense(shape, density, channels_last, isa):
-    p = Problem(shape, density=density, channels_last=channels_last)
+def test_large_images_agree_with_dense(shape, density, layout, isa):
+    p = Problem(shape, density=density, layout=layout)
     with Poisoned():
         y = sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias, *shape.window)
     p.check("y", y)
 
 
 @LAYOUTS
-def test_a_large_output_asks_for_huge_pages(channels_last):
+def test_a_large_output_asks_for_huge_pages(layout):
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this system has no transparent huge pages")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x, weight = torch.randn(8, 2, 128, 128).contiguous(memory_format=layout), torch.randn(64, 2, 1, 1)
+    x, weight = LAYOUT_OF[layout](torch.randn(8, 2, 128, 128)), torch.randn(64, 2, 1, 1)
     pattern, values = Pattern.from_dense(weight)
     y = sparse_conv2d(x, values, *pattern.tensors(), None, (1, 1))
     torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight))

@@ -1,0 +1,74 @@
+// Work on images with the batch innermost: blocks of pixels over threads, all target channels of a block together, so
+// that the source lines in use, those around a block in every channel, stay in the L2 cache.
+#include "sparse_conv2d_batch_last.h"
+
+#include <algorithm>
+
+#include "csr_schedule.h"
+#include "scratch.h"
+#include "sparse_conv2d_taps.h"
+
+#define SPARSE_OPS_BODY "cpu/sparse_conv2d_batch_last_body.h"
+#include "../foreach_isa.h"
+
+namespace sparse_ops {
+
+template <typename T>
+void conv_batch_last(const ConvImages& source, const ConvImages& target, const ConvWeight<T>& weight, const T* bias,
+                     const T* addend, ConvActivation activation, const ConvAxis& h, const ConvAxis& w) {
+  using A = Accumulator<T>;
+  constexpr int64_t kLanes = 64 / sizeof(A), kUnits = 8;
+  const int64_t rows = target.channels, images = target.images, pixels = target.rows * target.cols;
+  if (rows * images * pixels == 0) return;
+  STD_TORCH_CHECK(source.channels * source.rows * source.cols < int64_t{1} << 31,
+                  "sparse_conv2d: images of ", source.channels, " x ", source.rows, " x ", source.cols,
+                  " elements are too large");
+  const ConvTapBlocks plan = conv_tap_blocks(h, w, SPARSE_OPS_DISPATCH(most_line_pixels)());
+  const ConvTapLists<A> lists(weight, h, w);
+  A* wide_bias = static_cast<A*>(scratch<kConvBias>(rows * sizeof(A)));
+  if (bias != nullptr)
+    for (int64_t r = 0; r < rows; ++r) wide_bias[r] = widen(bias[r]);
+  const auto sums = SPARSE_OPS_DISPATCH(line_sums<T>);
+
+  const int64_t groups = (images + kLanes - 1) / kLanes, n_blocks = static_cast<int64_t>(plan.blocks.size());
+  const int64_t work = (weight.count() + rows) * pixels * groups * kLanes;
+  const int64_t threads = work < kSerialWork ? 1 : torch::stable::get_num_threads();
+  // Of few blocks several threads share each, by target channels.
+  const int64_t items = groups * n_blocks;
+  const int64_t pieces = threads == 1 || items >= kUnits * threads ? 1 : std::min(kUnits * threads / items + 1, rows);
+  std::vector<int64_t> costs(rows + 1);
+  for (int64_t r = 0; r <= rows; ++r) costs[r] = lists.starts[r * lists.taps] + 4 * r;
+  const auto cuts = conv_cuts(rows, pieces, costs);
+  const int64_t run = std::max<int64_t>(1, items / (kUnits * threads)), runs = (items + run - 1) / run;
+  share(threads, runs * pieces, [&](const auto& next) {
+    for (int64_t unit = next(); unit < runs * pieces; unit = next()) {
+      const int64_t piece = unit % pieces, first = unit / pieces * run, last = std::min(first + run, items);
+      for (int64_t item = first; item < last; ++item) {
+        const ConvBlock& block = plan.blocks[item % n_blocks];
+        const int64_t lane = item / n_blocks * kLanes;
+        const ConvLines lines{static_cast<const T*>(source.data) + lane,
+                              bias == nullptr ? nullptr : wide_bias,
+                              addend == nullptr ? nullptr : addend + lane,
+                              static_cast<T*>(target.data) + lane,
+                              images,
+                              pixels,
+                              static_cast<int>(std::min(kLanes, images - lane)),
+                              activation};
+        const int32_t begin = plan.first[block.cls], end = plan.first[block.cls + 1];
+        sums(lines, block, plan.segments.data() + begin, end - begin, lists.entries, lists.starts, lists.taps,
+             cuts[piece], cuts[piece + 1]);
+      }
+    }
+  });
+}
+
+template void conv_batch_last(const ConvImages&, const ConvImages&, const ConvWeight<float>&, const float*,
+                              const float*, ConvActivation, const ConvAxis&, const ConvAxis&);
+template void conv_batch_last(const ConvImages&, const ConvImages&, const ConvWeight<double>&, const double*,
+                              const double*, ConvActivation, const ConvAxis&, const ConvAxis&);
+template void conv_batch_last(const ConvImages&, const ConvImages&, const ConvWeight<Half>&, const Half*, const Half*,
+                              ConvActivation, const ConvAxis&, const ConvAxis&);
+template void conv_batch_last(const ConvImages&, const ConvImages&, const ConvWeight<Bfloat>&, const Bfloat*,
+                              const Bfloat*, ConvActivation, const ConvAxis&, const ConvAxis&);
+
+}  // namespace sparse_ops
