@@ -4,7 +4,14 @@ import importlib
 import sys
 from pathlib import Path
 
-STEMS = {p.stem for p in Path(__file__).parent.glob("*.py")} - {"__main__", "common", "rivals", "speedups", "weights"}
+STEMS = {p.stem for p in Path(__file__).parent.glob("*.py")} - {
+    "__main__",
+    "common",
+    "fixed_mask",
+    "rivals",
+    "speedups",
+    "weights",
+}
 NAMES = sorted(stem for stem in STEMS if not stem.startswith("gpu_"))
 
 

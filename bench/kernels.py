@@ -61,7 +61,11 @@ OBSERVE = {"W": F32, "COMPUTE": F32, "MASKED": True, "ALIGNED": True, "CHUNK": 1
 RADIX = {"KEY": F32, "ROUNDS": 3, "BITS": 31}
 SELECT = {"KEY": F32, "ALL_ROUNDS": 3, "BITS": 31}
 DIGIT = SELECT | {"W": F32, "ROUND": 2, "CHUNK": 16384, "BLOCK": 2048}
-SPMM = {"bias_ptr": None, "COMPUTE": F32, "Y": F32, "BLOCK_M": 16, "BLOCK_N": 128, "stride_bn": 1, "stride_yn": 1}
+SPMM = (
+    dict.fromkeys(["bias_ptr", "addend_ptr"])
+    | {"ACTIVATION": "none", "COMPUTE": F32, "Y": F32, "BLOCK_M": 16}
+    | {"BLOCK_N": 128, "stride_bn": 1, "stride_yn": 1}
+)
 SDDMM = {"COMPUTE": F32, "DVALUES": F32, "BLOCK_I": 16, "BLOCK_N": 128, "stride_dn": 1, "stride_bn": 1}
 GROUPS = {"ELU": True, "COMPUTE": F32, "CHUNK": 16384, "BLOCK": 1024}
 WINDOW = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1, "BLOCK": 1024, "COMPUTE": F32}
@@ -165,6 +169,8 @@ SPECS: list[tuple[str, str, str, int, dict[str, Any]]] = [
         4,
         {
             "bias_ptr": "*bf16",
+            "addend_ptr": "*bf16",
+            "ACTIVATION": "gelu",
             "values_ptr": "*bf16",
             "b_ptr": "*bf16",
             "y_ptr": "*bf16",

@@ -2,6 +2,7 @@
 
     python -m bench train_step --method art --json bench/results/train_step.jsonl
     python -m bench train_step --method acdc --network resnet8 --sparsity 0.95
+    python -m bench train_step --fixed-mask --json bench/results/fixed_mask.jsonl   (bench/fixed_mask.py says what)
 
 Forward, backward and optimiser on ResNet-32 of planes 32/64/128 (the network of ART's experiment; --network takes
 another), random images of CIFAR's shape, float32, channels_last. dense-torch is torch.optim.SGD(fused=True);
@@ -19,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from bench import fixed_mask
 from bench.common import parser, report, seconds, start
 from sparse_ops import methods, optim
 from sparse_ops.train import networks
@@ -89,11 +91,18 @@ def _twice(step: Callable[[], None]) -> Callable[[], None]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--method", default="art", choices=["art", "acdc", "rigl"])
-    options.add_argument("--network", default="resnet32", choices=["resnet8", "resnet32"])
-    options.add_argument("--sparsity", type=float, default=0.98)
+    options.add_argument("--network", choices=["resnet8", "resnet32", *fixed_mask.NETWORKS])
+    options.add_argument("--sparsity", type=float, nargs="+", help="one, 0.98, for a method")
     options.add_argument("--batch-size", type=int, default=64)
+    options.add_argument("--fixed-mask", action="store_true", help="sparse modules against masked dense training")
+    options.add_argument("--no-compile", action="store_true", help="leave out torch.compile (--fixed-mask)")
     options.set_defaults(rounds=30)
     args = start(options)
+    if args.fixed_mask:
+        args.network = args.network and [args.network]
+        fixed_mask.main(args)
+        return
+    args.network, (args.sparsity,) = args.network or "resnet32", args.sparsity or [0.98]
     images = torch.randn(args.batch_size, 3, 32, 32, device=args.device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (args.batch_size,), device=args.device)
     runs = contenders(args, images, labels)

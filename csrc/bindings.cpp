@@ -15,10 +15,10 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
   m.def("apply_masks_(Tensor(a!)[] tensors, Tensor[] masks) -> ()");
-  m.def("csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool transposed, Tensor(a!) dvalues) "
-        "-> ()");
+  m.def("csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool dy_transposed, bool b_transposed, "
+        "Tensor(a!) dvalues) -> ()");
   m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
-        "Tensor(a!) y) -> ()");
+        "Tensor(a!) y, Tensor? addend=None, str activation=\"none\") -> ()");
   m.def("hypersparse_penalty_backward(Tensor[] weights, Tensor coefficients, Tensor(a!)[] grads) -> ()");
   m.def("hypersparse_sums(Tensor[] weights, Tensor scale, Tensor(a!) out) -> ()");
   m.def("kth_magnitude(Tensor[] tensors, int k, Tensor(a!) out) -> ()");

@@ -116,3 +116,13 @@ def test_train_step_of_both_executions(monkeypatch, tmp_path, method, own):
     names = ["dense-torch", "dense-sparse_ops", *(f"{method}-{name}" for name in own)]
     assert [line["contender"] for line in lines] == names
     assert all(set(line) >= FIELDS and line["sparsity"] == 0.9 and line["shape"] == "resnet8 batch 2" for line in lines)
+
+
+@pytest.mark.parametrize("network", ["mlp", "resnet18"])
+def test_train_step_at_a_fixed_mask(monkeypatch, tmp_path, capsys, network):
+    options = ["--fixed-mask", "--network", network, "--batch-size", "2", "--sparsity", "0.95", "--no-compile"]
+    lines = records(monkeypatch, tmp_path, train_step, *options)
+    names = {line["contender"] for line in lines}
+    assert {"dense float32", "dense bfloat16 autocast", "sparse_ops float32", "sparse_ops bfloat16 autocast"} <= names
+    assert all(set(line) >= FIELDS and line["sparsity"] == 0.95 for line in lines)
+    assert f"fixed mask {network} batch 2, random mask" in capsys.readouterr().out

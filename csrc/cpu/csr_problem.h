@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common.h"
+#include "activation.h"
 
 namespace sparse_ops {
 
@@ -21,17 +22,20 @@ inline Dtype dtype_of(const Tensor& t) {
 enum class Panel { computed, halves, pairs };
 
 // A is (M, K). `b` belongs to its columns, `y` to its rows; N is the other dimension of both, outermost in memory where
-// `transposed`, else innermost. values, bias: of the compute type (float, double for f64); of
-// pairs, whose products take subnormal numbers for 0, the values stay bfloat16.
+// `transposed` (of b; y_transposed of y), else innermost. values, bias: of the compute type (float, double for f64); of
+// pairs, whose products take subnormal numbers for 0, the values stay bfloat16, and for N = 1 both stay what they are.
+// addend lies like y. direct: b is one tile wide and of the panel's type, so it is the panel.
 struct CsrProblem {
   const int32_t* offsets;
   const int32_t* columns;
   const void* values;
   const void* bias;
   const void* b;
+  const void* addend;
   void* y;  // only read by SDDMM
   int64_t M, K, N;
-  bool transposed;
+  bool transposed, y_transposed, direct;
+  Activation activation;
   Dtype dtype;
   Panel panel;
 };

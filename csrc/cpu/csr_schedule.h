@@ -16,12 +16,13 @@ inline int64_t useful_threads(int64_t nnz, int64_t M, int64_t N) {
   return (nnz + M) * (N < 8 ? 8 : N) < kSerialWork ? 1 : torch::stable::get_num_threads();
 }
 
-// The width of a tile of N, 1, 2, 4 or 8 vectors of 4 or 8 bytes, or 1, 2 or 4 of halves: the widest whose panel of depth
-// K takes at most `preferred` bytes, or twice that for 2 vectors (1 of halves), below which loads of indices outweigh the
-// arithmetic; and with a tile for every thread.
-inline int64_t tile_width(int64_t K, int64_t N, int64_t size, int64_t vector_bytes, int64_t preferred, int64_t threads) {
+// The width of a tile of N, 1, 2, 4 or 8 vectors, at most `most`: the widest whose panel of depth K takes at most
+// `preferred` bytes, or twice that for 2 vectors (1 of halves), below which loads of indices outweigh the arithmetic;
+// and with a tile for every thread.
+inline int64_t tile_width(int64_t K, int64_t N, int64_t size, int64_t vector_bytes, int64_t most, int64_t preferred,
+                          int64_t threads) {
   const int64_t one = vector_bytes / size, two = size == 2 ? one : 2 * one;
-  int64_t width = size == 2 ? 4 * one : 8 * one;
+  int64_t width = most * one;
   const auto too_wide = [&] {
     const int64_t bytes = K * width * size;
     return width / 2 >= N || bytes > 2 * preferred ||

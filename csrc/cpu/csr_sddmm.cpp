@@ -18,16 +18,18 @@ constexpr int64_t kGroups = 8;                  // at most; more threads than th
 
 }  // namespace
 
-void csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool transposed, Tensor dvalues) {
+void csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool dy_transposed, bool b_transposed,
+               Tensor dvalues) {
   CsrProblem p{};
   p.offsets = static_cast<const int32_t*>(row_offsets.const_data_ptr());
   p.columns = static_cast<const int32_t*>(columns.const_data_ptr());
   p.b = b.const_data_ptr();
   p.y = const_cast<void*>(dy.const_data_ptr());
   p.M = row_offsets.numel() - 1;
-  p.K = b.size(transposed ? 1 : 0);
-  p.N = b.size(transposed ? 0 : 1);
-  p.transposed = transposed;
+  p.K = b.size(b_transposed ? 1 : 0);
+  p.N = b.size(b_transposed ? 0 : 1);
+  p.transposed = b_transposed;
+  p.y_transposed = dy_transposed;
   p.dtype = dtype_of(dvalues);
   const int64_t nnz = columns.numel(), size = p.dtype == Dtype::f64 ? 8 : 4;
   if (nnz == 0) return;
@@ -46,17 +48,24 @@ void csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool tra
     return;
   }
   // Tiles and groups are the order of the sums: they may not depend on the number of threads.
-  const int64_t tile = tile_width(p.K, p.N, size, SPARSE_OPS_DISPATCH(vector_bytes)(), kPanelBytes, 1);
+  const int64_t vector = SPARSE_OPS_DISPATCH(vector_bytes)();
+  if (p.dtype == Dtype::f16 || p.dtype == Dtype::bf16)
+    p.panel = p.dtype == Dtype::bf16 && isa() == Isa::avx512_bf16 ? Panel::pairs : Panel::halves;
+  const int64_t panel_size = p.panel == Panel::computed ? size : 2, most = p.panel == Panel::halves ? 4 : 8;
+  const int64_t tile = tile_width(p.K, p.N, panel_size, vector, most, kPanelBytes, 1);
+  p.direct = !b_transposed && tile == p.N;
   const int64_t tiles = (p.N + tile - 1) / tile;
   int64_t groups = tiles < kGroups ? tiles : kGroups;
   while (groups > 1 && groups * nnz * size > kPartialBytes) groups /= 2;
   const auto cuts = row_cuts(p.offsets, p.M, row_parts(groups, threads));
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1, units = groups * parts;
-  auto* partial = static_cast<unsigned char*>(scratch<0>(groups * nnz * size));
+  const bool alone = groups == 1 && p.panel == Panel::computed;  // the one group's sums are the result
+  void* result = dvalues.mutable_data_ptr();
+  auto* partial = static_cast<unsigned char*>(alone ? result : scratch<0>(groups * nnz * size));
   const auto run = SPARSE_OPS_DISPATCH(sddmm);
   share(threads, units, [&](const auto& next) {
-    void* panel = scratch<1>(p.K * tile * size);
-    void* rows = scratch<2>(kPackedRows * tile * size);
+    void* panel = p.direct ? nullptr : scratch<1>(p.K * tile * panel_size);
+    void* rows = scratch<2>(kPackedRows * tile * panel_size);
     int64_t packed = -1;
     for (int64_t unit = next(); unit < units; unit = next()) {
       const int64_t group = unit / parts, part = unit % parts;
@@ -68,9 +77,10 @@ void csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool tra
       }
     }
   });
+  if (alone) return;
   const auto add = SPARSE_OPS_DISPATCH(reduce);
-  void* to = dvalues.mutable_data_ptr();
-  parallel(0, nnz, kSerialWork, [&](int64_t begin, int64_t end) { add(p.dtype, partial, groups, nnz, begin, end, to); });
+  parallel(0, nnz, kSerialWork,
+           [&](int64_t begin, int64_t end) { add(p.dtype, partial, groups, nnz, begin, end, result); });
 }
 
 }  // namespace sparse_ops

@@ -1,7 +1,9 @@
 // dY B^T at the positions of a pattern: both operands in tiles with N innermost; a row of dY stays in registers while
 // its nonzeros pass, each leaves one vector of partial sums, and a square of such vectors is summed at once.
 #include "lanes_body.h"
+#include "activation_body.h"
 #include "tiles_body.h"
+#include "half_tiles_body.h"
 
 constexpr int64_t kRowBlock = 16;
 
@@ -46,59 +48,191 @@ static inline void flush(Pending<A>& pending, int64_t last, bool add, A* to) {
   pending.count = 0;
 }
 
-template <typename A, int NV>
-static void sample_rows(const CsrProblem& p, const A* panel, const A* dy, int64_t begin, int64_t rows, bool add,
+// A row of dY in registers, and its product with a row of the panel: NV vectors of either.
+template <typename T, int NV>
+struct Row {  // of the compute type
+  using A = T;
+  static constexpr int width = NV * Lanes<A>::count;
+  Vector<A> part[NV];
+};
+template <typename T, int NV>
+struct HalfRow {
+  using A = float;
+  static constexpr int width = NV * HalfLanes::count;
+  Vector<float> part[2 * NV];
+};
+
+template <typename T, int NV>
+static inline void take(const T* dy, Row<T, NV>* row) {
+#pragma GCC unroll 8
+  for (int u = 0; u < NV; ++u) row->part[u] = load(dy + u * Lanes<T>::count);
+}
+template <typename T, int NV>
+static inline void take(const T* dy, HalfRow<T, NV>* row) {
+#pragma GCC unroll 4
+  for (int u = 0; u < NV; ++u) split(dy + u * HalfLanes::count, &row->part[2 * u], &row->part[2 * u + 1]);
+}
+template <typename T, int NV>
+static inline Vector<T> product(const Row<T, NV>& row, const T* from) {
+  Vector<T> sum = row.part[0] * load(from);
+#pragma GCC unroll 8
+  for (int u = 1; u < NV; ++u) sum += row.part[u] * load(from + u * Lanes<T>::count);
+  return sum;
+}
+template <typename T, int NV>
+static inline Vector<float> product(const HalfRow<T, NV>& row, const T* from) {
+  Vector<float> even{}, odd{};
+#pragma GCC unroll 4
+  for (int u = 0; u < NV; ++u) {
+    Vector<float> a, b;
+    split(from + u * HalfLanes::count, &a, &b);
+    even += row.part[2 * u] * a;
+    odd += row.part[2 * u + 1] * b;
+  }
+  return even + odd;
+}
+
+template <typename R, typename T, typename A>
+static void sample_rows(const CsrProblem& p, const T* panel, const T* dy, int64_t begin, int64_t rows, bool add,
                         Pending<A>& pending, A* to) {
   constexpr int W = Lanes<A>::count;
-  for (int64_t r = begin; r < begin + rows; ++r, dy += NV * W) {
-    Vector<A> row[NV];
-#pragma GCC unroll 8
-    for (int u = 0; u < NV; ++u) row[u] = load(dy + u * W);
+  for (int64_t r = begin; r < begin + rows; ++r, dy += R::width) {
+    R row;
+    take(dy, &row);
     const int32_t last = p.offsets[r + 1];
     for (int32_t i = p.offsets[r]; i < last; ++i) {
-      const A* from = panel + static_cast<int64_t>(p.columns[i]) * (NV * W);
-      Vector<A> sum = row[0] * load(from);
-#pragma GCC unroll 8
-      for (int u = 1; u < NV; ++u) sum += row[u] * load(from + u * W);
-      store(pending.vectors + pending.count * W, sum);
+      store(pending.vectors + pending.count * W, product(row, panel + static_cast<int64_t>(p.columns[i]) * R::width));
       if (++pending.count == W) flush(pending, i + int64_t(1), add, to);
     }
   }
 }
 
+#if SPARSE_OPS_AVX512
+// Pairs of bfloat16 along N, which follow each other in either row.
+template <int NV>
+SPARSE_OPS_PAIRS static void sample_paired(const CsrProblem& p, const BFloat* panel, const BFloat* dy, int64_t begin,
+                                           int64_t rows, bool add, Pending<float>& pending, float* to) {
+  constexpr int H = HalfLanes::count;
+  for (int64_t r = begin; r < begin + rows; ++r, dy += NV * H) {
+    __m512bh row[NV];
+#pragma GCC unroll 8
+    for (int u = 0; u < NV; ++u) row[u] = (__m512bh)_mm512_loadu_si512(dy + u * H);
+    const int32_t last = p.offsets[r + 1];
+    for (int32_t i = p.offsets[r]; i < last; ++i) {
+      const BFloat* from = panel + static_cast<int64_t>(p.columns[i]) * (NV * H);
+      __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+      for (int u = 0; u < NV; ++u) sum = _mm512_dpbf16_ps(sum, row[u], (__m512bh)_mm512_loadu_si512(from + u * H));
+      _mm512_storeu_ps(pending.vectors + pending.count * Lanes<float>::count, sum);
+      if (++pending.count == Lanes<float>::count) flush(pending, i + int64_t(1), add, to);
+    }
+  }
+}
+
+SPARSE_OPS_PAIRS static void sample_pairs(const CsrProblem& p, int64_t tile, const BFloat* panel, const BFloat* dy,
+                                          int64_t begin, int64_t rows, bool add, Pending<float>& pending, float* to) {
+  switch (tile / HalfLanes::count) {
+    case 1: return sample_paired<1>(p, panel, dy, begin, rows, add, pending, to);
+    case 2: return sample_paired<2>(p, panel, dy, begin, rows, add, pending, to);
+    case 4: return sample_paired<4>(p, panel, dy, begin, rows, add, pending, to);
+    case 8: return sample_paired<8>(p, panel, dy, begin, rows, add, pending, to);
+  }
+}
+#else
+static void sample_pairs(const CsrProblem&, int64_t, const BFloat*, const BFloat*, int64_t, int64_t, bool,
+                         Pending<float>&, float*) {}  // never chosen
+#endif
+
+// The rows [begin, begin + rows) of a tile of the compute type, and of halves.
+template <typename A>
+static void sample_tile(const CsrProblem& p, int64_t tile, const A* panel, const A* dy, int64_t begin, int64_t rows,
+                        bool add, Pending<A>& pending, A* to) {
+  switch (tile / Lanes<A>::count) {
+    case 1: return sample_rows<Row<A, 1>>(p, panel, dy, begin, rows, add, pending, to);
+    case 2: return sample_rows<Row<A, 2>>(p, panel, dy, begin, rows, add, pending, to);
+    case 4: return sample_rows<Row<A, 4>>(p, panel, dy, begin, rows, add, pending, to);
+    case 8: return sample_rows<Row<A, 8>>(p, panel, dy, begin, rows, add, pending, to);
+  }
+}
+
+template <typename T>
+static void sample_half_tile(const CsrProblem& p, int64_t tile, const T* panel, const T* dy, int64_t begin, int64_t rows,
+                             bool add, Pending<float>& pending, float* to) {
+  switch (tile / HalfLanes::count) {
+    case 1: return sample_rows<HalfRow<T, 1>>(p, panel, dy, begin, rows, add, pending, to);
+    case 2: return sample_rows<HalfRow<T, 2>>(p, panel, dy, begin, rows, add, pending, to);
+    case 4: return sample_rows<HalfRow<T, 4>>(p, panel, dy, begin, rows, add, pending, to);
+  }
+}
+
+static inline void sample(const CsrProblem& p, int64_t tile, const float* panel, const float* dy, int64_t begin,
+                          int64_t rows, bool add, Pending<float>& pending, float* to) {
+  sample_tile(p, tile, panel, dy, begin, rows, add, pending, to);
+}
+static inline void sample(const CsrProblem& p, int64_t tile, const double* panel, const double* dy, int64_t begin,
+                          int64_t rows, bool add, Pending<double>& pending, double* to) {
+  sample_tile(p, tile, panel, dy, begin, rows, add, pending, to);
+}
+static inline void sample(const CsrProblem& p, int64_t tile, const Half* panel, const Half* dy, int64_t begin,
+                          int64_t rows, bool add, Pending<float>& pending, float* to) {
+  sample_half_tile(p, tile, panel, dy, begin, rows, add, pending, to);
+}
+static inline void sample(const CsrProblem& p, int64_t tile, const BFloat* panel, const BFloat* dy, int64_t begin,
+                          int64_t rows, bool add, Pending<float>& pending, float* to) {
+  if (p.panel == Panel::pairs)
+    sample_pairs(p, tile, panel, dy, begin, rows, add, pending, to);
+  else
+    sample_half_tile(p, tile, panel, dy, begin, rows, add, pending, to);
+}
+
+static inline void pack(const float* x, int64_t row, int64_t depth, int64_t total, int64_t n, int64_t first,
+                        int64_t tile, bool transposed, float* panel) {
+  pack_panel(x, row, depth, total, n, first, tile, transposed, panel);
+}
+static inline void pack(const double* x, int64_t row, int64_t depth, int64_t total, int64_t n, int64_t first,
+                        int64_t tile, bool transposed, double* panel) {
+  pack_panel(x, row, depth, total, n, first, tile, transposed, panel);
+}
+template <typename T>
+static inline void pack(const T* x, int64_t row, int64_t depth, int64_t total, int64_t n, int64_t first, int64_t tile,
+                        bool transposed, T* panel) {
+  pack_halves(x, row, depth, total, n, first, tile, transposed, panel);
+}
+
 template <typename T>
 static void sddmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, void* panel_memory,
-                       void* rows_memory, bool pack, bool add, void* to_memory) {
+                       void* rows_memory, bool fresh, bool add, void* to_memory) {
   using A = typename Compute<T>::type;
-  A* panel = static_cast<A*>(panel_memory);
-  A* dy = static_cast<A*>(rows_memory);
+  const T* b = static_cast<const T*>(p.b);
+  const T* y = static_cast<const T*>(p.y);
   A* to = static_cast<A*>(to_memory);
-  if (pack) pack_panel(static_cast<const T*>(p.b), 0, p.K, p.K, p.N, first, tile, p.transposed, panel);
+  const T* panel = p.direct ? b : static_cast<T*>(panel_memory);
+  if (fresh && !p.direct) pack(b, 0, p.K, p.K, p.N, first, tile, p.transposed, static_cast<T*>(panel_memory));
   Pending<A> pending;
   pending.count = 0;
   std::memset(pending.vectors, 0, sizeof(pending.vectors));
   for (int64_t r = begin; r < end; r += kRowBlock) {
     const int64_t rows = end - r < kRowBlock ? end - r : kRowBlock;
-    pack_panel(static_cast<const T*>(p.y), r, rows, p.M, p.N, first, tile, p.transposed, dy);
-    switch (tile / Lanes<A>::count) {
-      case 1: sample_rows<A, 1>(p, panel, dy, r, rows, add, pending, to); break;
-      case 2: sample_rows<A, 2>(p, panel, dy, r, rows, add, pending, to); break;
-      case 4: sample_rows<A, 4>(p, panel, dy, r, rows, add, pending, to); break;
-      case 8: sample_rows<A, 8>(p, panel, dy, r, rows, add, pending, to); break;
+    const T* dy = y + r * p.N;
+    if (p.y_transposed || tile != p.N) {
+      T* packed = static_cast<T*>(rows_memory);
+      pack(y, r, rows, p.M, p.N, first, tile, p.y_transposed, packed);
+      dy = packed;
     }
+    sample(p, tile, panel, dy, r, rows, add, pending, to);
   }
   if (pending.count > 0) flush(pending, p.offsets[end], add, to);
 }
 
 // The nonzeros of rows [begin, end) over the tile of N that starts at `first`, in the compute type: written to `to`
-// (nnz), or added to it. The panel holds K * tile elements and is filled only if `pack`; rows hold kRowBlock * tile.
+// (nnz), or added to it. The panel holds K * tile elements and is filled only if `fresh`; rows hold kRowBlock * tile.
 static void sddmm(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, void* panel, void* rows,
-                  bool pack, bool add, void* to) {
+                  bool fresh, bool add, void* to) {
   switch (p.dtype) {
-    case Dtype::f32: return sddmm_rows<float>(p, first, tile, begin, end, panel, rows, pack, add, to);
-    case Dtype::f64: return sddmm_rows<double>(p, first, tile, begin, end, panel, rows, pack, add, to);
-    case Dtype::f16: return sddmm_rows<Half>(p, first, tile, begin, end, panel, rows, pack, add, to);
-    case Dtype::bf16: return sddmm_rows<BFloat>(p, first, tile, begin, end, panel, rows, pack, add, to);
+    case Dtype::f32: return sddmm_rows<float>(p, first, tile, begin, end, panel, rows, fresh, add, to);
+    case Dtype::f64: return sddmm_rows<double>(p, first, tile, begin, end, panel, rows, fresh, add, to);
+    case Dtype::f16: return sddmm_rows<Half>(p, first, tile, begin, end, panel, rows, fresh, add, to);
+    case Dtype::bf16: return sddmm_rows<BFloat>(p, first, tile, begin, end, panel, rows, fresh, add, to);
   }
 }
 

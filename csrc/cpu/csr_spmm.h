@@ -1,14 +1,16 @@
-// Y = A B (+ bias per row) for a sparse A in CSR and a dense B.
+// Y = activation(A B + bias per row + addend) for a sparse A in CSR and a dense B.
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "../common.h"
 
 namespace sparse_ops {
 
-// transposed: b is (N, K) and y (N, M), else b is (K, N) and y (M, N). values, b, y and bias (M,) have one dtype.
+// transposed: b is (N, K) and y (N, M), else b is (K, N) and y (M, N). values, b, y, bias (M,) and addend, which lies
+// like y, have one dtype. activation: "none", "relu" or "gelu".
 void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::optional<Tensor> bias, bool transposed,
-              Tensor y);
+              Tensor y, std::optional<Tensor> addend, std::string activation);
 
 }  // namespace sparse_ops

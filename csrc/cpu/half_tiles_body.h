@@ -12,44 +12,52 @@ static inline Words words_of(const void* halves) {  // as many halves as a vecto
   return __builtin_convertvector(half, Words);
 }
 
-// panel[k][j] = x(k, first + j) for k < depth, j < tile, where x is (n, depth) in memory if `transposed`, else (depth, n);
-// what is beyond n is 0.
-template <typename T>
-static void pack_halves(const T* x, int64_t depth, int64_t n, int64_t first, int64_t tile, bool transposed, T* panel) {
+// 2 W columns of a panel from `lines` <= 2 W lines of x, as pack_lines; pairs of them are the words of a square.
+template <typename T, bool Full>
+static inline void pack_half_lines(const T* x, int64_t total, int64_t lines, int64_t depth, int64_t tile, T* panel) {
   constexpr int W = Lanes<float>::count;
+  int64_t k = 0;
+  for (; k + W <= depth; k += W) {
+    Vector<float> pairs[W];  // a square of words is transposed, whatever they mean
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      Words pair{};
+      if (Full || 2 * i < lines) pair = words_of(x + 2 * i * total + k);
+      if (Full || 2 * i + 1 < lines) pair |= words_of(x + (2 * i + 1) * total + k) << 16;
+      std::memcpy(&pairs[i], &pair, sizeof(pair));
+    }
+    transpose<float>(pairs);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) std::memcpy(panel + (k + i) * tile, &pairs[i], sizeof(pairs[i]));
+  }
+  for (; k < depth; ++k)
+    for (int i = 0; i < 2 * W; ++i) panel[k * tile + i] = Full || i < lines ? x[i * total + k] : T{0};
+}
+
+// As pack_panel, without a change of type.
+template <typename T>
+static void pack_halves(const T* x, int64_t row, int64_t depth, int64_t total, int64_t n, int64_t first, int64_t tile,
+                        bool transposed, T* panel) {
+  constexpr int H = HalfLanes::count;
   const int64_t count = n - first < tile ? n - first : tile;
-  if (!transposed) {
-    for (int64_t k = 0; k < depth; ++k) {
-      std::memcpy(panel + k * tile, x + k * n + first, count * sizeof(T));
-      std::memset(panel + k * tile + count, 0, (tile - count) * sizeof(T));
+  if (transposed) {
+    x += first * total + row;
+    for (int64_t j = 0; j < tile; j += H, x += H * total) {
+      if (j + H <= count)
+        pack_half_lines<T, true>(x, total, H, depth, tile, panel + j);
+      else
+        pack_half_lines<T, false>(x, total, count - j, depth, tile, panel + j);
     }
     return;
   }
-  int64_t j = 0;
-  for (; j + 2 * W <= count; j += 2 * W) {
-    const T* from = x + (first + j) * depth;
-    int64_t k = 0;
-    for (; k + W <= depth; k += W) {
-      Vector<float> pairs[W];  // of columns: a square of words is transposed, whatever they mean
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) {
-        const Words pair = words_of(from + 2 * i * depth + k) | (words_of(from + (2 * i + 1) * depth + k) << 16);
-        std::memcpy(&pairs[i], &pair, sizeof(pair));
-      }
-      transpose<float>(pairs);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) std::memcpy(panel + (k + i) * tile + j, &pairs[i], sizeof(pairs[i]));
-    }
-    for (; k < depth; ++k)
-      for (int i = 0; i < 2 * W; ++i) panel[k * tile + j + i] = from[i * depth + k];
-  }
+  x += row * n + first;
   for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t i = j; i < count; ++i) panel[k * tile + i] = x[(first + i) * depth + k];
-    for (int64_t i = count; i < tile; ++i) panel[k * tile + i] = T{0};
+    std::memcpy(panel + k * tile, x + k * n, count * sizeof(T));
+    std::memset(panel + k * tile + count, 0, (tile - count) * sizeof(T));
   }
 }
 
-// A vector of halves as two of floats, in an order that `join` undoes.
+// A vector of halves as two of floats, in an order that `join` (half_products_body.h) undoes.
 static inline void split(const BFloat* from, Vector<float>* a, Vector<float>* b) {
   Words words;
   std::memcpy(&words, from, sizeof(words));
@@ -63,103 +71,6 @@ static inline void split(const Half* from, Vector<float>* a, Vector<float>* b) {
   *b = load(from + Lanes<float>::count);
 }
 
-static inline void join(const BFloat*, const Vector<float>& a, const Vector<float>& b, float* to) {
-  Vector<float> low, high;
-  interleave(a, b, &low, &high);
-  store(to, low);
-  store(to + Lanes<float>::count, high);
-}
-
-static inline void join(const Half*, const Vector<float>& a, const Vector<float>& b, float* to) {
-  store(to, a);
-  store(to + Lanes<float>::count, b);
-}
-
-// sums[i][...] for the rows [begin, begin + rows).
-template <typename T, int NV>
-static void rows_times_halves(const CsrProblem& p, const T* panel, int64_t begin, int64_t rows, float* sums) {
-  constexpr int H = HalfLanes::count;
-  const float* values = static_cast<const float*>(p.values);
-  const float* bias = static_cast<const float*>(p.bias);
-  for (int64_t r = begin; r < begin + rows; ++r, sums += NV * H) {
-    Vector<float> sum[2 * NV];
-#pragma GCC unroll 8
-    for (int u = 0; u < 2 * NV; ++u) sum[u] = Vector<float>{} + (bias ? bias[r] : 0);
-    for (int32_t i = p.offsets[r]; i < p.offsets[r + 1]; ++i) {
-      const T* from = panel + static_cast<int64_t>(p.columns[i]) * (NV * H);
-      const float value = values[i];
-#pragma GCC unroll 4
-      for (int u = 0; u < NV; ++u) {
-        Vector<float> a, b;
-        split(from + u * H, &a, &b);
-        sum[2 * u] += value * a;
-        sum[2 * u + 1] += value * b;
-      }
-    }
-#pragma GCC unroll 4
-    for (int u = 0; u < NV; ++u) join(panel, sum[2 * u], sum[2 * u + 1], sums + u * H);
-  }
-}
-
 #if SPARSE_OPS_AVX512
 #define SPARSE_OPS_PAIRS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
-
-// The same for bfloat16 with an instruction that adds the products of two nonzeros: their rows of the panel are
-// interleaved, which swaps the quarters of the sums, and swapped back at the end of a row.
-template <int NV>
-SPARSE_OPS_PAIRS static void rows_times_paired(const CsrProblem& p, const uint16_t* panel, int64_t begin, int64_t rows,
-                                               float* sums) {
-  constexpr int H = HalfLanes::count;
-  const uint16_t* values = static_cast<const uint16_t*>(p.values);
-  const float* bias = static_cast<const float*>(p.bias);
-  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-  for (int64_t r = begin; r < begin + rows; ++r, sums += NV * H) {
-    __m512 sum[2 * NV];
-#pragma GCC unroll 8
-    for (int u = 0; u < 2 * NV; ++u) sum[u] = _mm512_set1_ps(bias ? bias[r] : 0);
-    int32_t i = p.offsets[r];
-    const int32_t last = p.offsets[r + 1];
-    for (; i + 2 <= last; i += 2) {
-      const uint16_t* a = panel + static_cast<int64_t>(p.columns[i]) * (NV * H);
-      const uint16_t* b = panel + static_cast<int64_t>(p.columns[i + 1]) * (NV * H);
-      int32_t both;
-      std::memcpy(&both, values + i, 4);
-      const __m512bh value = (__m512bh)_mm512_set1_epi32(both);
-#pragma GCC unroll 4
-      for (int u = 0; u < NV; ++u) {
-        const __m512i x = _mm512_loadu_si512(a + u * H), y = _mm512_loadu_si512(b + u * H);
-        sum[2 * u] = _mm512_dpbf16_ps(sum[2 * u], (__m512bh)_mm512_unpacklo_epi16(x, y), value);
-        sum[2 * u + 1] = _mm512_dpbf16_ps(sum[2 * u + 1], (__m512bh)_mm512_unpackhi_epi16(x, y), value);
-      }
-    }
-    if (i < last) {
-      const uint16_t* a = panel + static_cast<int64_t>(p.columns[i]) * (NV * H);
-      const __m512bh value = (__m512bh)_mm512_set1_epi32(values[i]);
-      const __m512i nothing = _mm512_setzero_si512();
-#pragma GCC unroll 4
-      for (int u = 0; u < NV; ++u) {
-        const __m512i x = _mm512_loadu_si512(a + u * H);
-        sum[2 * u] = _mm512_dpbf16_ps(sum[2 * u], (__m512bh)_mm512_unpacklo_epi16(x, nothing), value);
-        sum[2 * u + 1] = _mm512_dpbf16_ps(sum[2 * u + 1], (__m512bh)_mm512_unpackhi_epi16(x, nothing), value);
-      }
-    }
-#pragma GCC unroll 4
-    for (int u = 0; u < NV; ++u) {
-      _mm512_storeu_ps(sums + u * H, _mm512_permutex2var_ps(sum[2 * u], low, sum[2 * u + 1]));
-      _mm512_storeu_ps(sums + u * H + H / 2, _mm512_permutex2var_ps(sum[2 * u], high, sum[2 * u + 1]));
-    }
-  }
-}
-
-SPARSE_OPS_PAIRS static void rows_times_pairs(const CsrProblem& p, const uint16_t* panel, int64_t tile, int64_t begin,
-                                              int64_t rows, float* sums) {
-  switch (tile / HalfLanes::count) {
-    case 1: return rows_times_paired<1>(p, panel, begin, rows, sums);
-    case 2: return rows_times_paired<2>(p, panel, begin, rows, sums);
-    case 4: return rows_times_paired<4>(p, panel, begin, rows, sums);
-  }
-}
-#else
-static void rows_times_pairs(const CsrProblem&, const uint16_t*, int64_t, int64_t, int64_t, float*) {}  // never chosen
 #endif

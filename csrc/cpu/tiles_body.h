@@ -1,77 +1,99 @@
 // Tiles between a strided matrix and packed, cache-resident panels, with a transposition on the way where it is needed.
 // Included by bodies after lanes_body.h.
 
-// panel[k][j] = x(row + k, first + j) for k < depth, j < tile, where x is (n, total rows) in memory if `transposed`, else
-// (total rows, n); what is beyond n is 0.
+// W columns of a panel from `lines` <= W lines of x (all of them if Full), `total` apart: panel[k][i] = x[i][k].
+template <typename T, typename A, bool Full>
+static inline void pack_lines(const T* x, int64_t total, int64_t lines, int64_t depth, int64_t tile, A* panel) {
+  constexpr int W = Lanes<A>::count;
+  int64_t k = 0;
+  for (; k + W <= depth; k += W) {
+    Vector<A> rows[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[i] = Full || i < lines ? load(x + i * total + k) : Vector<A>{};
+    transpose<A>(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) store(panel + (k + i) * tile, rows[i]);
+  }
+  for (; k < depth; ++k)
+    for (int i = 0; i < W; ++i) panel[k * tile + i] = Full || i < lines ? widen_one(x[i * total + k]) : A(0);
+}
+
+// panel[k][j] = x(row + k, first + j) for k < depth, j < tile (a multiple of a vector), where x is (n, total rows) in
+// memory if `transposed`, else (total rows, n); what is beyond n is 0.
 template <typename T, typename A>
 static void pack_panel(const T* x, int64_t row, int64_t depth, int64_t total, int64_t n, int64_t first, int64_t tile,
                        bool transposed, A* panel) {
   constexpr int W = Lanes<A>::count;
-  x += transposed ? row : row * n;
   const int64_t count = n - first < tile ? n - first : tile;
-  if (!transposed) {
-    for (int64_t k = 0; k < depth; ++k) {
-      const T* from = x + k * n + first;
-      A* to = panel + k * tile;
-      int64_t j = 0;
-      for (; j + W <= count; j += W) store(to + j, load(from + j));
-      for (; j < count; ++j) to[j] = widen_one(from[j]);
-      for (; j < tile; ++j) to[j] = 0;
+  if (transposed) {
+    x += first * total + row;
+    for (int64_t j = 0; j < tile; j += W, x += W * total) {
+      if (j + W <= count)
+        pack_lines<T, A, true>(x, total, W, depth, tile, panel + j);
+      else
+        pack_lines<T, A, false>(x, total, count - j, depth, tile, panel + j);
     }
     return;
   }
-  int64_t j = 0;
-  for (; j + W <= count; j += W) {
-    const T* from = x + (first + j) * total;
-    int64_t k = 0;
-    for (; k + W <= depth; k += W) {
-      Vector<A> rows[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) rows[i] = load(from + i * total + k);
-      transpose<A>(rows);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(panel + (k + i) * tile + j, rows[i]);
-    }
-    for (; k < depth; ++k)
-      for (int i = 0; i < W; ++i) panel[k * tile + j + i] = widen_one(from[i * total + k]);
-  }
+  x += row * n + first;
   for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t i = j; i < count; ++i) panel[k * tile + i] = widen_one(x[(first + i) * total + k]);
-    for (int64_t i = count; i < tile; ++i) panel[k * tile + i] = 0;
+    const T* from = x + k * n;
+    A* to = panel + k * tile;
+    int64_t j = 0;
+    for (; j + W <= count; j += W) store(to + j, load(from + j));
+    for (; j < count; ++j) to[j] = widen_one(from[j]);
+    for (; j < tile; ++j) to[j] = 0;
   }
 }
 
-// The way back for a block of rows of a result: y(row + i, first + j) = panel[i][j].
-template <typename T, typename A>
-static void unpack_panel(const A* panel, int64_t row, int64_t rows, int64_t total, int64_t n, int64_t first, int64_t tile,
-                         bool transposed, T* y) {
+// The way back for a block of rows of a result, through the addend and the activation if Finish.
+template <typename T, typename A, bool Finish>
+static void unpack_rows(const CsrProblem& p, const A* panel, int64_t row, int64_t rows, int64_t first, int64_t tile) {
   constexpr int W = Lanes<A>::count;
-  const int64_t count = n - first < tile ? n - first : tile;
-  if (!transposed) {
+  const int64_t count = p.N - first < tile ? p.N - first : tile;
+  T* y = static_cast<T*>(p.y);
+  const T* addend = static_cast<const T*>(p.addend);
+  const auto put = [&](const Vector<A>& v, int64_t at) {
+    store(y + at, Finish ? finished(v, addend == nullptr ? nullptr : addend + at, p.activation) : v);
+  };
+  const auto put_one = [&](A v, int64_t at) {
+    narrow_one(Finish ? finished_one(v, addend == nullptr ? nullptr : addend + at, p.activation) : v, y + at);
+  };
+  if (!p.y_transposed) {
     for (int64_t i = 0; i < rows; ++i) {
       const A* from = panel + i * tile;
-      T* to = y + (row + i) * n + first;
+      const int64_t at = (row + i) * p.N + first;
       int64_t j = 0;
-      for (; j + W <= count; j += W) store(to + j, load(from + j));
-      for (; j < count; ++j) narrow_one(from[j], to + j);
+      for (; j + W <= count; j += W) put(load(from + j), at + j);
+      for (; j < count; ++j) put_one(from[j], at + j);
     }
     return;
   }
-  int64_t j = 0;
-  for (; j + W <= count; j += W) {
-    T* to = y + (first + j) * total + row;
+  for (int64_t j = 0; j < count; j += W) {
+    const int64_t lines = count - j < W ? count - j : W, at = (first + j) * p.M + row;
     int64_t i = 0;
     for (; i + W <= rows; i += W) {
       Vector<A> square[W];
 #pragma GCC unroll 16
       for (int u = 0; u < W; ++u) square[u] = load(panel + (i + u) * tile + j);
       transpose<A>(square);
+      if (lines == W) {
 #pragma GCC unroll 16
-      for (int u = 0; u < W; ++u) store(to + u * total + i, square[u]);
+        for (int u = 0; u < W; ++u) put(square[u], at + u * p.M + i);
+      } else {
+        for (int64_t u = 0; u < lines; ++u) put(square[u], at + u * p.M + i);
+      }
     }
     for (; i < rows; ++i)
-      for (int u = 0; u < W; ++u) narrow_one(panel[i * tile + j + u], to + u * total + i);
+      for (int64_t u = 0; u < lines; ++u) put_one(panel[i * tile + j + u], at + u * p.M + i);
   }
-  for (; j < count; ++j)
-    for (int64_t i = 0; i < rows; ++i) narrow_one(panel[i * tile + j], y + (first + j) * total + row + i);
+}
+
+// y(row + i, first + j) = activation(panel[i][j] + addend(...)).
+template <typename T, typename A>
+static void unpack_panel(const CsrProblem& p, const A* panel, int64_t row, int64_t rows, int64_t first, int64_t tile) {
+  if (p.addend != nullptr || p.activation != Activation::none)
+    unpack_rows<T, A, true>(p, panel, row, rows, first, tile);
+  else
+    unpack_rows<T, A, false>(p, panel, row, rows, first, tile);
 }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops import checks, extension, formats, launch
+from sparse_ops.ops.csr_operands import for_gradient, stored
 from sparse_ops.reference import csr_sddmm as reference
 
 torch.library.define(
@@ -52,8 +53,9 @@ def _csr_sddmm(
     dvalues = _check(dy, b, row_offsets, columns, t_row_offsets, t_columns, t_permutation, transposed)
     match launch.backend(b.device):
         case "native":
-            args = dy.contiguous(), b.contiguous(), row_offsets.contiguous(), columns.contiguous()
-            extension.native().csr_sddmm(*args, transposed, dvalues)
+            (dy, dy_outermost), (b, b_outermost) = stored(dy, transposed), stored(b, transposed)
+            places = row_offsets.contiguous(), columns.contiguous()
+            extension.native().csr_sddmm(dy, b, *places, dy_outermost, b_outermost, dvalues)
         case "triton":
             from sparse_ops.kernels import csr_sddmm as kernel
 
@@ -77,7 +79,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     ddy = csr_spmm(g, *pattern, b, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[1]:
-        db = csr_spmm(g[pattern[4]], *formats.transposed(*pattern), dy, ctx.transposed)
+        db = csr_spmm(g.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed)
     return ddy, db, *[None] * 6
 
 

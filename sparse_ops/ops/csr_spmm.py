@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from sparse_ops import checks, extension, formats, launch
+from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, like_layout, stored
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.reference import csr_spmm as reference
 
 torch.library.define(
     "sparse_ops::csr_spmm",
     "(Tensor values, Tensor row_offsets, Tensor columns, Tensor t_row_offsets, Tensor t_columns, Tensor t_permutation, "
-    "Tensor b, bool transposed, Tensor? bias) -> Tensor",
+    "Tensor b, bool transposed, Tensor? bias, Tensor? addend=None, str activation='none') -> Tensor",
 )
 
 
@@ -27,6 +28,8 @@ def _check(
     b: Tensor,
     transposed: bool,
     bias: Tensor | None,
+    addend: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     """Check the operands and allocate y: the first half of the op and all of its fake."""
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
@@ -40,10 +43,11 @@ def _check(
         raise ValueError(f"csr_spmm: b is {tuple(b.shape)}, expected {expected} for a sparse ({M}, {K}) matrix")
     if bias is not None and bias.shape != (M,):
         raise ValueError(f"csr_spmm: bias is {tuple(bias.shape)}, expected ({M},)")
-    return b.new_empty((b.shape[0], M) if transposed else (M, b.shape[1]))
+    y = like_layout(b, *((b.shape[0], M) if transposed else (M, b.shape[1])))
+    check_epilogue("csr_spmm", y, addend, activation)
+    return y
 
 
-@torch.library.impl("sparse_ops::csr_spmm", ("cpu", "cuda"))
 def _csr_spmm(
     values: Tensor,
     row_offsets: Tensor,
@@ -54,39 +58,58 @@ def _csr_spmm(
     b: Tensor,
     transposed: bool,
     bias: Tensor | None,
+    addend: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
-    y = _check(values, row_offsets, columns, t_row_offsets, t_columns, t_permutation, b, transposed, bias)
+    pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
+    y = _check(values, *pattern, b, transposed, bias, addend, activation)
+    if addend is not None:
+        addend = checks.like_storage(addend, y)
+    matrix = values.contiguous(), row_offsets.contiguous(), columns.contiguous()
+    bias = None if bias is None else bias.contiguous()
     match launch.backend(b.device):
         case "native":
-            args = values.contiguous(), row_offsets.contiguous(), columns.contiguous(), b.contiguous()
-            extension.native().csr_spmm(*args, None if bias is None else bias.contiguous(), transposed, y)
+            dense, outermost = stored(b, transposed)
+            result = y if outermost == transposed else y.t()
+            if addend is not None and outermost != transposed:
+                addend = addend.t()
+            extension.native().csr_spmm(*matrix, dense, bias, outermost, result, addend, activation)
         case "triton":
             from sparse_ops.kernels import csr_spmm as kernel
 
             with launch.on(b.device):
-                kernel.csr_spmm(
-                    values.contiguous(), row_offsets.contiguous(), columns.contiguous(), b,
-                    None if bias is None else bias.contiguous(), transposed, y,
-                )  # fmt: skip
+                kernel.csr_spmm(*matrix, b, bias, transposed, y, addend, activation)
         case "reference":
-            y = reference.csr_spmm(values, row_offsets, columns, b, transposed, bias)
+            y.copy_(reference.csr_spmm(values, row_offsets, columns, b, transposed, bias, addend, activation))
     return y
 
 
+torch.library.impl("sparse_ops::csr_spmm", ("cpu", "cuda"), _csr_spmm)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.transposed, _ = inputs
-    ctx.save_for_backward(*tensors)
+    *operands, ctx.transposed, bias, addend, activation = inputs
+    if activation == "gelu":
+        raise ValueError(
+            "csr_spmm: activation='gelu' has no gradient; under autograd take 'none' and apply gelu to the result"
+        )
+    ctx.save_for_backward(*operands, *([output] if activation == "relu" else []))
+    # the dispatcher drops arguments that are their default, and needs_input_grad ends before them
+    ctx.has_bias, ctx.has_addend, ctx.relu = bias is not None, addend is not None, activation == "relu"
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, b = ctx.saved_tensors[0], ctx.saved_tensors[6]
     pattern: formats.Tensors = ctx.saved_tensors[1:6]
+    if ctx.relu:
+        dy = torch.ops.aten.threshold_backward(dy, ctx.saved_tensors[7], 0)
     dvalues = csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[6]:
-        db = csr_spmm(values[pattern[4]], *formats.transposed(*pattern), dy, ctx.transposed)
-    dbias = dy.sum(0 if ctx.transposed else 1) if ctx.needs_input_grad[8] else None
-    return dvalues, *[None] * 5, db, None, dbias
+        db = csr_spmm(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed)
+    dbias = dy.sum(0 if ctx.transposed else 1) if ctx.has_bias and ctx.needs_input_grad[8] else None
+    daddend = dy if ctx.has_addend and ctx.needs_input_grad[9] else None
+    return dvalues, *[None] * 5, db, None, dbias, daddend, None
 
 
 torch.library.register_autograd("sparse_ops::csr_spmm", _backward, setup_context=_setup_context)
@@ -102,13 +125,20 @@ def csr_spmm(
     b: Tensor,
     transposed: bool,
     bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
-    """A @ b + bias[:, None] for a sparse A (M, K) and b (K, N), or b @ A.T + bias for b (N, K) if `transposed`.
+    """activation(A @ b + bias[:, None] + addend) for a sparse A (M, K) and b (K, N), or, if `transposed`, for b (N, K)
+    activation(b @ A.T + bias + addend).
 
     values: (nnz,). row_offsets to t_permutation: the tensors of A's `formats.Pattern`, trusted to be consistent.
-    bias: (M,) or None. values, b and bias share one floating dtype; float16 and bfloat16 are accumulated in float32.
-    Returns (M, N), or (N, M) if transposed, contiguous. Differentiable in values, b and bias, twice.
+    bias: (M,) or None. addend: like the result, or None. activation: "none", "relu" or "gelu" (exact, by erf).
+    All share one floating dtype; float16 and bfloat16 are accumulated in float32.
+    Returns (M, N), or (N, M) if transposed: contiguous, or with strides (1, rows) where b has them, which then is
+    computed without a transposition. Differentiable in values, b, bias and addend, twice; with gelu not at all.
     """
-    return torch.ops.sparse_ops.csr_spmm(
-        values, row_offsets, columns, t_row_offsets, t_columns, t_permutation, b, transposed, bias
-    )
+    pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
+    operands = [t for t in (values, b, bias, addend) if t is not None]
+    if b.device.type in ("cpu", "cuda") and launch.unseen(operands):  # 8 us less than through the dispatcher
+        return _csr_spmm(values, *pattern, b, transposed, bias, addend, activation)
+    return torch.ops.sparse_ops.csr_spmm(values, *pattern, b, transposed, bias, addend, activation)

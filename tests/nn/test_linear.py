@@ -85,6 +85,16 @@ def test_autocast_computes_in_the_autocast_dtype(dtype):
     assert sparse.values.grad.dtype == torch.float32
 
 
+def test_keeps_the_batch_innermost():
+    linear, sparse = pair()
+    for n in (1, 5, 16, 64):
+        x = torch.randn(20, n).t()
+        y = sparse(x)
+        assert y.t().is_contiguous() and y.shape == (n, 12)
+        torch.testing.assert_close(y, linear(x))
+    assert sparse(torch.randn(20, 6).t().unflatten(0, (2, 3))).shape == (2, 3, 12)
+
+
 def test_copies_conversions_and_moves():
     _, sparse = pair()
     x = torch.randn(4, 20)

@@ -33,6 +33,17 @@ def test_every_instruction_set(dtype, transposed, isa):
         check(50, 64, 16, density, dtype, transposed)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operands_of_either_layout(dtype, isa):
+    for M, K, N in [(21, 33, 2), (70, 90, 64), (66, 30, 200)]:
+        _, pattern, _ = matrix(M, K, 0.2, dtype)
+        dy, b = (operand(rows, N, True, dtype, rows) for rows in (M, K))
+        expected = csr_sddmm(dy, b, *pattern.tensors(), True)
+        for left in (dy, dy.t().contiguous().t()):
+            for right in (b, b.t().contiguous().t()):
+                assert torch.equal(csr_sddmm(left, right, *pattern.tensors(), True), expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     M=st.integers(0, 80),

@@ -1,5 +1,8 @@
 """csr_spmm against a dense product in float64, on every backend and instruction set; its gradients by gradcheck."""
 
+import itertools
+import threading
+
 import pytest
 import torch
 from csr import DTYPES, SHAPES, close, matrix, operand
@@ -10,18 +13,28 @@ from sparse_ops import extension
 from sparse_ops.ops.csr_spmm import csr_spmm
 
 
-def check(M, K, N, density, dtype, transposed, bias=True, device="cpu"):
+def relaid(t, swap):
+    """The same matrix, the other way round in memory where `swap`."""
+    return t.t().contiguous().t() if swap else t
+
+
+def check(M, K, N, density, dtype, transposed, bias=True, device="cpu", addend=False, activation="none", swap=False):
     dense, pattern, values = matrix(M, K, density, dtype, device=device)
-    b = operand(K, N, transposed, dtype, 1, device)
+    b = relaid(operand(K, N, transposed, dtype, 1, device), swap)
     bias = operand(M, 1, True, dtype, 2, device)[0] if bias else None
-    y = csr_spmm(values, *pattern.tensors(), b, transposed, bias)
+    addend = operand(M, N, transposed, dtype, 3, device) if addend else None
+    y = csr_spmm(values, *pattern.tensors(), b, transposed, bias, addend, activation)
+    assert (y if b.is_contiguous() else y.t()).is_contiguous()
     wide, rows = b.double().T if transposed else b.double(), dense.double()
     shift = 0 if bias is None else bias.double()[:, None]
     expected, magnitude = rows @ wide + shift, rows.abs() @ wide.abs() + abs(shift)
     if transposed:
         expected, magnitude = expected.T, magnitude.T
-    close(y, expected, magnitude, K, dtype)
-    assert y.is_contiguous()
+    if addend is not None:
+        expected, magnitude = expected + addend, magnitude + addend.abs()
+    if activation != "none":  # slopes of at most 1.13
+        expected, magnitude = getattr(torch.nn.functional, activation)(expected), 1.13 * magnitude
+    close(y, expected, magnitude, K + 1, dtype)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -40,6 +53,35 @@ def test_every_instruction_set(dtype, transposed, isa):
         check(50, 64, 16, density, dtype, transposed, bias=False)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_epilogue_and_layouts_on_every_instruction_set(dtype, isa):
+    for activation, swap in itertools.product(("none", "relu", "gelu"), (False, True)):
+        rest = {"addend": activation != "none", "activation": activation, "swap": swap}
+        for M, K, N in [(5, 0, 3), (40, 37, 1), (1, 37, 9), (21, 33, 2), (70, 90, 64), (66, 30, 200)]:
+            check(M, K, N, 0.2, dtype, True, **rest)
+        check(17, 33, 5, 0.2, dtype, False, **rest)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_epilogue_and_layouts(activation, device, backend):
+    for swap in (False, True):
+        check(17, 33, 5, 0.2, torch.float32, True, device=device, addend=True, activation=activation, swap=swap)
+        check(17, 33, 5, 0.2, torch.bfloat16, False, device=device, addend=True, activation=activation, swap=swap)
+
+
+def test_gelu_keeps_the_digits_of_its_tail(isa):
+    """The product is exact: what is compared is the activation alone, from where it is 1 to where it vanishes."""
+    _, pattern, values = matrix(1, 1, 2.0, torch.float32)
+    x = torch.cat([torch.linspace(-9, 9, 4001), torch.tensor([0.0, -0.0, 1e-30, 40.0, torch.inf])])[:, None]
+    y = csr_spmm(torch.ones_like(values), *pattern.tensors(), x, True, None, None, "gelu")
+    wide = x.double()
+    expected = 0.5 * wide * torch.special.erfc(-wide * 0.5**0.5)
+    allowed = (5e-7 + 2.0**-23 * wide.square()) * expected.abs() + 1e-37  # the exponent -x^2/2 is rounded
+    assert (((y - expected).abs() <= allowed) | (y == expected)).all()
+    nan = csr_spmm(torch.ones_like(values), *pattern.tensors(), torch.tensor([[torch.nan]]), True, None, None, "gelu")
+    assert nan.isnan().all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     M=st.integers(0, 80),
@@ -56,13 +98,21 @@ def test_writes_every_element_and_leaves_no_trace_of_unused_lanes():
     if extension.failure() is not None:
         pytest.skip(extension.failure())
     dense, pattern, values = matrix(40, 30, 0.1, torch.float32)
-    for N in (1, 3, 17, 70):
-        b = torch.full((N + 2, 30), float("nan"))
-        b[1:-1] = operand(30, N, True, torch.float32, 1)
-        y = torch.full((N + 2, 40), float("nan"))
-        extension.native().csr_spmm(values, pattern.row_offsets, pattern.columns, b[1:-1], None, True, y[1:-1])
-        torch.testing.assert_close(y[1:-1], b[1:-1] @ dense.T)
-        assert y[[0, -1]].isnan().all()
+    for dtype, N in itertools.product((torch.float32, torch.bfloat16), (1, 3, 16, 17, 64, 70)):
+        for transposed in (True, False):  # rows around the operands that must neither be read nor written
+            shape = (N + 2, 30) if transposed else (32, N)
+            b = torch.full(shape, float("nan"), dtype=dtype)
+            b[1:-1] = operand(30, N, transposed, dtype, 1)
+            y = torch.full((N + 2, 40) if transposed else (42, N), float("nan"), dtype=dtype)
+            places = pattern.row_offsets, pattern.columns
+            extension.native().csr_spmm(values.to(dtype), *places, b[1:-1], None, transposed, y[1:-1])
+            wide = b[1:-1].double() if transposed else b[1:-1].double().T
+            expected = wide @ dense.to(dtype).double().T
+            expected = expected if transposed else expected.T
+            torch.testing.assert_close(
+                y[1:-1].double(), expected, rtol=2.0**-7, atol=1e-2 if dtype.itemsize == 2 else 1e-5
+            )
+            assert y[[0, -1]].isnan().all()
 
 
 def test_nan_spreads_only_where_the_pattern_has_values(device, backend):
@@ -83,7 +133,8 @@ def test_strided_operands(transposed, device, backend):
     expected = csr_spmm(values, *pattern.tensors(), b, transposed)
     strided = b.T.contiguous().T
     assert not strided.is_contiguous()
-    assert torch.equal(csr_spmm(values, *pattern.tensors(), strided, transposed), expected)
+    y = csr_spmm(values, *pattern.tensors(), strided, transposed)
+    assert torch.equal(y, expected) and y.t().is_contiguous()
     one = operand(20, 1, transposed, torch.float32, 1, device)
     expanded = one.expand(14, 20) if transposed else one.expand(20, 14)
     y = csr_spmm(values, *pattern.tensors(), expanded, transposed)
@@ -103,6 +154,47 @@ def test_the_number_of_threads_changes_no_bit(N):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_threads_of_python_and_nested_parallel_regions_do_not_meet():
+    """The same bits from several threads that call at once, each with threads of its own."""
+    _, pattern, values = matrix(300, 200, 0.1, torch.float32)
+    inputs = [operand(200, N, True, torch.float32, N) for N in (1, 7, 64, 130)]
+    expected = [csr_spmm(values, *pattern.tensors(), b, True) for b in inputs]
+    wrong = []
+
+    def work(offset):
+        torch.set_num_threads(2)
+        for i in range(60):
+            at = (i + offset) % len(inputs)
+            if not torch.equal(csr_spmm(values, *pattern.tensors(), inputs[at], True), expected[at]):
+                wrong.append(at)
+
+    before = torch.get_num_threads()
+    try:
+        threads = [threading.Thread(target=work, args=(offset,)) for offset in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert not wrong
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_through_the_epilogue(transposed):
+    _, pattern, values = matrix(4, 5, 0.4, torch.float64)
+    b, addend = operand(5, 3, transposed, torch.float64, 1), operand(4, 3, transposed, torch.float64, 3)
+    inputs = [t.requires_grad_() for t in (values, b.t().contiguous().t(), addend)]
+
+    def run(values, b, addend):
+        return csr_spmm(values, *pattern.tensors(), b, transposed, None, addend, "relu")
+
+    torch.autograd.gradcheck(run, inputs)
+    torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+    with pytest.raises(ValueError, match="activation='gelu' has no gradient"):
+        csr_spmm(values, *pattern.tensors(), b, transposed, None, None, "gelu")
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -127,6 +219,9 @@ def test_is_a_lawful_torch_op(transposed, device, backend):
         args = (values.requires_grad_(), *pattern.tensors(), b, transposed)
         torch.library.opcheck(torch.ops.sparse_ops.csr_spmm.default, (*args, None))
         torch.library.opcheck(torch.ops.sparse_ops.csr_spmm.default, (*args, bias))
+        strided = (*args[:6], b.detach().t().contiguous().t(), transposed)
+        addend = csr_spmm(*strided).detach().requires_grad_()
+        torch.library.opcheck(torch.ops.sparse_ops.csr_spmm.default, (*strided, bias, addend, "relu"))
 
 
 def test_names_the_culprit():
@@ -140,6 +235,17 @@ def test_names_the_culprit():
         (TypeError, r"values\[0\] is torch.int64", (values.long(), *p, b, True)),
         (ValueError, r"values are \(1,\)", (values[:1], *p, b, True)),
         (ValueError, r"bias is \(4,\), expected \(5,\)", (values, *p, b, True, torch.randn(4))),
+        (ValueError, r"addend is \(3, 4\), expected \(3, 5\)", (values, *p, b, True, None, torch.randn(3, 4))),
+        (
+            TypeError,
+            r"b is torch.float32, addend is torch.float64",
+            (values, *p, b, True, None, torch.randn(3, 5).double()),
+        ),
+        (
+            ValueError,
+            r"activation is 'tanh'; it may be one of none, relu, gelu",
+            (values, *p, b, True, None, None, "tanh"),
+        ),
         (TypeError, r"columns is torch.int64", (values, p[0], p[1].long(), *p[2:], b, True)),
         (ValueError, r"t_columns 1", (values, *p[:3], p[3][:1], p[4], b, True)),
     ]
