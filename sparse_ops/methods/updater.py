@@ -1,8 +1,8 @@
-"""Sparsifier: the contract of every method, phases of epochs, masks, learning rate, resuming, and the way out."""
+"""Sparsifier: the contract of every method, from the first epoch over masks and resuming to the way out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -15,28 +15,17 @@ from sparse_ops.methods.arguments import fraction, one_of
 from sparse_ops.methods.budget import Budget, Sparsity
 from sparse_ops.methods.learning_rates import LearningRates
 from sparse_ops.methods.options import Options, TakesOptions, refuse_unknown
+from sparse_ops.methods.phases import FINISHED, PhaseChange, Phases
 from sparse_ops.methods.report import Report
-from sparse_ops.methods.schedules import half_cosine, steps_at_half_and_three_quarters
 from sparse_ops.optim.hooks import attach, check_free, reset_state
 from sparse_ops.optim.snapshot import apply_masks
 from sparse_ops.optim.sweep import StepHooks, Sweep
 from sparse_ops.prunable import select
 
 Evaluate = Callable[[nn.Module], float]
-FINISHED = "finished"
 
 
-@dataclass(frozen=True)
-class PhaseChange:
-    """A phase has ended. `epoch` counts the epochs that have ended so far."""
-
-    before: str
-    after: str
-    epoch: int
-    reason: str
-
-
-class Sparsifier(TakesOptions, ABC):
+class Sparsifier(Phases, TakesOptions, ABC):
     """Takes a dense network to a sparse one while the user's own loop trains it.
 
     Call `end_epoch` after each epoch until `finished`, then `finalize`. A subclass gives its course, the phases and the
@@ -54,7 +43,6 @@ class Sparsifier(TakesOptions, ABC):
 
     name: str  # of a class, but for a class of several variants
     _budget_type: ClassVar[type[Budget]] = Budget
-    one_schedule: ClassVar[bool] = False  # one learning rate schedule over the whole run, whatever the phases
     works_in_steps: ClassVar[bool] = False  # `_before_step` and `_after_step` have something to do
 
     def __init__(
@@ -74,7 +62,7 @@ class Sparsifier(TakesOptions, ABC):
         one_of(self._title, "lr", chosen["lr"], ("method", "user"))
         check_free(optimizer)
         self.model, self.optimizer, self.lr, self.strict = model, optimizer, chosen["lr"], chosen["strict"]
-        self.course = tuple(course)
+        Phases.__init__(self, course)
         self.budget = self._budget_type(sparsity, chosen["scope"], chosen["count"], chosen["min_nonzeros"])
         self.selection = select(model, chosen["prunable"], chosen["exclude"])
         self.weights: dict[str, nn.Parameter] = self.selection.parameters
@@ -87,12 +75,10 @@ class Sparsifier(TakesOptions, ABC):
         if self.works_in_steps:
             self.sweep.hooks = StepHooks(self._before_step, self._after_step)
         self._attachment = attach(optimizer, self.sweep)
-        self.epoch = self.phase_epoch = 0
         self._learning_rates = LearningRates(optimizer)
         self._history: list[dict[str, Any]] = []
         self._kept_metrics: tuple[int, dict[str, float]] | None = None  # steps so far, the scalars of the last of them
         self._dead_layers: list[str] = []  # the guard has warned of them
-        self._phase = 0
         self._final = False
 
     def _start(self) -> None:
@@ -140,50 +126,6 @@ class Sparsifier(TakesOptions, ABC):
         return
 
     # The contract
-
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """The names of the phases in their order; a name may come more than once."""
-        return tuple(name for name, _ in self.course)
-
-    @property
-    def phase(self) -> str:
-        """The phase of the coming epoch, or "finished"."""
-        return (*self.phases, FINISHED)[self._phase]
-
-    @property
-    def phase_epochs(self) -> int:
-        """The most epochs of the present phase; 0 when all are over."""
-        return 0 if self.finished else self.course[self._phase][1]
-
-    @property
-    def total_epochs(self) -> int:
-        """The most epochs of all phases together."""
-        return sum(length for _, length in self.course)
-
-    @property
-    def finished(self) -> bool:
-        """True when all phases are over and `finalize` may be called."""
-        return self.phase == FINISHED
-
-    @property
-    def lr_factor(self) -> float:
-        """What the method multiplies the initial learning rate with in the coming epoch.
-
-        Methods with one schedule: half a cosine from 1 to 0 over all epochs. The others: 1, in a phase "finetune" 0.1
-        from half and 0.01 from three quarters of it on.
-        """
-        if self.one_schedule:
-            return half_cosine(self.epoch, self.total_epochs)
-        fine = self.phase == "finetune"
-        return steps_at_half_and_three_quarters(self.phase_epoch, self.phase_epochs) if fine else 1.0
-
-    @classmethod
-    def lr_rule(cls) -> str:
-        """What `lr_factor` does over a run, in a few words for a reader of a comparison."""
-        if cls.one_schedule:
-            return "half a cosine to 0 over the run"
-        return "constant, in fine-tuning times 0.1 at half and at three quarters"
 
     def end_epoch(self, evaluate: Evaluate | None = None, train_accuracy: float | None = None) -> PhaseChange | None:
         """End an epoch; the PhaseChange when a phase ended with it.
