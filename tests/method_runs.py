@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import numpy as np
 import torch
 from small_networks import NETWORKS, batches
 from torch import nn
@@ -131,3 +132,17 @@ def check_zeros(run, info):
 def same(a, b, tolerance=0.0):
     for (name, p), q in zip(a.net.state_dict().items(), b.net.state_dict().values(), strict=True):
         assert (p.double() - q.double()).norm() <= tolerance * q.double().norm(), name
+
+
+def by_sorting(weight, mask, growth, fraction):
+    """drop_and_grow with two sorts of everything, as in the authors' code, without the noise that they add."""
+    n = weight.size
+    live = int(mask.sum())
+    dropped = int(live * fraction)
+    score = np.where(mask, np.abs(weight), -1.0).ravel()
+    kept = np.zeros(n, bool)
+    kept[np.argsort(-score, kind="stable")[: live - dropped]] = True
+    score = np.abs(growth).ravel()
+    lifted = np.where(kept, score.min() - 1, score)
+    kept[np.argsort(-lifted, kind="stable")[:dropped]] = True
+    return kept.reshape(weight.shape)

@@ -4,7 +4,6 @@ Peste, Iofinova, Vladu, Alistarh: AC/DC: Alternating Compressed/DeCompressed Tra
 NeurIPS 2021, arXiv 2106.12379.
 """
 
-import itertools
 from typing import Any, Unpack
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from sparse_ops.methods.arguments import epochs
 from sparse_ops.methods.budget import Sparsity
 from sparse_ops.methods.execution import RunsSparse, SparseRunOptions
+from sparse_ops.methods.schedules import alternating, rounded
 from sparse_ops.optim.hooks import zero_momentum
 
 
@@ -114,27 +114,3 @@ class ACDC(RunsSparse):
             self.sweep.set_masks({})
             if self.reset_momentum:
                 zero_momentum(self.optimizer)
-
-
-def alternating(epochs: int, compressed: int, decompressed: int) -> list[int]:
-    """The lengths of phases sparse, dense, ..., sparse that fill `epochs`, 0 or `compressed` of them at least.
-
-    They are `compressed` and `decompressed` where a number of pairs and one more fits, else all scaled alike by what
-    fits best, with their ends rounded to the nearest epoch; none is empty.
-    """
-    if epochs == 0:
-        return []
-    pair = compressed + decompressed
-    pairs = (epochs - compressed) // pair
-    filled = compressed + pairs * pair
-    more = filled + pair
-    if more - epochs < epochs - filled and min(compressed, decompressed) * epochs >= more:
-        pairs, filled = pairs + 1, more
-    turns = [(compressed, decompressed)[i % 2] for i in range(2 * pairs + 1)]
-    ends = [rounded(end * epochs, filled) for end in itertools.accumulate(turns)]
-    return [end - begin for begin, end in itertools.pairwise([0, *ends])]
-
-
-def rounded(a: int, b: int) -> int:
-    """a / b to the nearest integer, halves up."""
-    return (2 * a + b) // (2 * b)

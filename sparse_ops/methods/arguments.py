@@ -21,6 +21,15 @@ def positive(method: str, **numbers: float) -> None:
             raise ValueError(f"{method}: {name} is {value!r}, expected a finite number > 0")
 
 
+def shares(method: str, **numbers: float) -> None:
+    """ValueError or TypeError naming the first that is not a number in [0, 1]."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{method}: {name} is {value!r}, expected a number in [0, 1]")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{method}: {name} is {value}, expected a number in [0, 1]")
+
+
 def one_of(method: str, name: str, value: Any, known: Collection[Any]) -> None:
     """ValueError naming the argument where its value is none of the known ones."""
     if value not in known:

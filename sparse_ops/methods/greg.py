@@ -3,7 +3,6 @@
 Wang, Qin, Zhang, Fu: Neural Pruning via Growing Regularization, ICLR 2021, arXiv 2012.09243; for single weights.
 """
 
-import math
 import warnings
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, Unpack
@@ -15,14 +14,12 @@ from sparse_ops.masks import PackedMask
 from sparse_ops.methods import collapse
 from sparse_ops.methods.arguments import epochs, one_of, positive
 from sparse_ops.methods.budget import LayerRatios, Sparsity
-from sparse_ops.methods.growing_penalty import GrowingPenalty
+from sparse_ops.methods.growing_penalty import GrowingPenalty, kept_strengths, refuse_decoupled_decay
 from sparse_ops.methods.growth import Growth
 from sparse_ops.methods.options import Options
 from sparse_ops.methods.schedules import phase_steps, steps_at_half_and_three_quarters
 from sparse_ops.methods.updater import Evaluate, Sparsifier
 from sparse_ops.optim.hooks import reset_state
-
-KEPT_BY_THE_CODE = -1e-4
 
 
 class GReg(Sparsifier):
@@ -94,21 +91,15 @@ class GReg(Sparsifier):
         positive("GReg", regularize_lr=regularize_lr, finetune_lr=finetune_lr)
         one_of("GReg", "kept", kept, ("paper", "code"))
         if self.variant == 2 and kept == "paper":
-            for group in getattr(optimizer, "param_groups", []):
-                decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
-                if decoupled and group["weight_decay"] != 0:
-                    raise ValueError(
-                        f"GReg: kept is 'paper', a penalty that takes the decay out of the gradient, but "
-                        f"{type(optimizer).__name__} keeps its weight_decay of {group['weight_decay']} out of it; use "
-                        "kept='code', or SGD"
-                    )
+            refuse_decoupled_decay(optimizer)
         self.kept, self.rates = kept, {"regularize": regularize_lr, "finetune": finetune_lr}
         picking = (d_pick, tau_pick) if self.variant == 2 else ()
         self.growth = Growth(update_every, stabilize_steps, d_lambda, tau, *picking)
         if fit and not total_steps:
             raise ValueError("GReg: fit needs total_steps, the number of optimiser steps in the whole run")
         if total_steps:
-            lengths[1] = self._check_length(phase_steps("GReg", total_steps, lengths)[1], lengths[1], fit)
+            steps = phase_steps("GReg", total_steps, lengths)[1]
+            self.growth, lengths[1] = self.growth.within(steps, max_regularize_epochs, fit)
         self._length_known = total_steps > 0
         course = list(zip(("pretrain", "regularize", "finetune"), lengths, strict=True))
         super().__init__(model, optimizer, sparsity, course, **options)
@@ -131,10 +122,8 @@ class GReg(Sparsifier):
         """
         constant = self.phase not in ("pretrain", "finetune")
         steps = 1.0 if constant else steps_at_half_and_three_quarters(self.phase_epoch, self.phase_epochs)
-        rate = self.rates.get(self.phase)
-        return (
-            steps if rate is None or self._learning_rates.base[0] == 0 else steps * rate / self._learning_rates.base[0]
-        )
+        rate, first = self.rates.get(self.phase), self._learning_rates.base[0]
+        return steps if rate is None or first == 0 else steps * rate / first
 
     @classmethod
     def lr_rule(cls) -> str:
@@ -143,21 +132,6 @@ class GReg(Sparsifier):
             "times 0.1 at half and at three quarters of the dense phase, then regularize_lr, then finetune_lr, times "
             "0.1 at half and at three quarters"
         )
-
-    def _check_length(self, steps: int, epochs: int, fit: bool) -> int:
-        """Fit the growth to the phase, or compare them; the epochs that the phase takes."""
-        if epochs == 0:
-            return 0
-        if fit:
-            self.growth = self.growth.fitted(steps)
-        growth = self.growth
-        if growth.steps() > steps:
-            raise ValueError(
-                f"GReg: max_regularize_epochs is {epochs}, which is {steps:,} steps, but lambda exceeds tau = "
-                f"{growth.tau:g} only after {growth.grown_after():,} ({sum(growth.counts):,} growths, update_every = "
-                f"{growth.every}), and stabilize_steps = {growth.stabilize_steps:,} follow; fit=True scales them"
-            )
-        return math.ceil(growth.steps() * epochs / steps)
 
     def _enter(self, phase: str) -> None:
         if phase == "regularize":
@@ -173,14 +147,8 @@ class GReg(Sparsifier):
         return masks
 
     def _kept_strengths(self) -> list[float]:
-        if self.variant == 1:
-            return [0.0] * len(self.weights)
-        if self.kept == "code":
-            return [KEPT_BY_THE_CODE] * len(self.weights)
-        decay = {
-            id(p): group.get("weight_decay", 0.0) for group in self.optimizer.param_groups for p in group["params"]
-        }
-        return [-float(decay[id(w)]) for w in self.weights.values()]
+        kind = self.kept if self.variant == 2 else "free"
+        return kept_strengths(kind, self.optimizer, list(self.weights.values()))
 
     def _after_step(self) -> None:
         if self.phase == "regularize":

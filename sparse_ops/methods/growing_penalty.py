@@ -1,6 +1,6 @@
 """GrowingPenalty: which weights GReg's penalty presses on, how strongly in each step, and what it has left of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from sparse_ops.masks import PackedMask
 from sparse_ops.methods.growth import Growth
 from sparse_ops.optim.sweep import Sweep
+
+KEPT_BY_THE_CODE = -1e-4
 
 
 class GrowingPenalty:
@@ -95,6 +97,26 @@ class GrowingPenalty:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back `state_dict`."""
         self.began, self.strength, self.grown_at = state["began"], state["strength"], state["grown_at"]
+
+
+def kept_strengths(kind: str, optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> list[float]:
+    """What the weights that are not chosen feel: nothing ("free"), minus their decay ("paper"), or -1e-4 ("code")."""
+    if kind != "paper":
+        return [KEPT_BY_THE_CODE if kind == "code" else 0.0] * len(weights)
+    decay = {id(p): group.get("weight_decay", 0.0) for group in optimizer.param_groups for p in group["params"]}
+    return [-float(decay[id(w)]) for w in weights]
+
+
+def refuse_decoupled_decay(optimizer: torch.optim.Optimizer) -> None:
+    """ValueError for an optimiser whose decay no gradient can take back."""
+    for group in getattr(optimizer, "param_groups", []):
+        decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+        if decoupled and group["weight_decay"] != 0:
+            raise ValueError(
+                f"GReg: kept is 'paper', a penalty that takes the decay out of the gradient, but "
+                f"{type(optimizer).__name__} keeps its weight_decay of {group['weight_decay']} out of it; use "
+                "kept='code', or SGD"
+            )
 
 
 def _inverse(mask: PackedMask) -> PackedMask:

@@ -85,6 +85,22 @@ class Growth:
                 fitted = replace(fitted, d_pick=fitted.d_pick * more, d_lambda=fitted.d_lambda * more)
         return replace(fitted, stabilize_steps=steps - fitted.grown_after())
 
+    def within(self, steps: int, epochs: int, fit: bool) -> "tuple[Growth, int]":
+        """The growth, fitted or as it is, in a phase of so many steps and epochs, and the epochs that it takes of them.
+
+        ValueError where it does not fit in.
+        """
+        if epochs == 0:
+            return self, 0
+        growth = self.fitted(steps) if fit else self
+        if growth.steps() > steps:
+            raise ValueError(
+                f"GReg: max_regularize_epochs is {epochs}, which is {steps:,} steps, but lambda exceeds tau = "
+                f"{growth.tau:g} only after {growth.grown_after():,} ({sum(growth.counts):,} growths, update_every = "
+                f"{growth.every}), and stabilize_steps = {growth.stabilize_steps:,} follow; fit=True scales them"
+            )
+        return growth, math.ceil(growth.steps() * epochs / steps)
+
     def picked(self) -> float:
         """Lambda when picking ends."""
         strength = 0.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_ops.masks import PackedMask
-from sparse_ops.methods.arguments import epochs, one_of
+from sparse_ops.methods.arguments import epochs, one_of, shares
 from sparse_ops.methods.budget import Sparsity
 from sparse_ops.methods.drop_and_grow import drop_and_grow
 from sparse_ops.methods.execution import RunsSparse, SparseRunOptions
@@ -66,11 +66,7 @@ class RigL(RunsSparse):
                 f"{self._title}: delta_t is {delta_t}, expected 2 or more: a step that changes the mask changes no "
                 "weight"
             )
-        for name, value in (("alpha", alpha), ("t_end", t_end)):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{self._title}: {name} is {value!r}, expected a number in [0, 1]")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{self._title}: {name} is {value}, expected a number in [0, 1]")
+        shares(self._title, alpha=alpha, t_end=t_end)
         one_of(self._title, "anneal", anneal, ("method", "cosine", "constant"))
         self.alpha, self.end_step = float(alpha), math.floor(t_end * total_steps + 0.5)
         self.delta_t = min(delta_t, max(2, self.end_step // CHANGES)) if fit else delta_t

@@ -1,5 +1,6 @@
-"""When: how the strength of a penalty and the learning rate move over the epochs of a phase."""
+"""When: how strengths, sparsities and learning rates move over a phase, and how phases share the epochs of a run."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -36,3 +37,27 @@ def phase_steps(method: str, total_steps: int, lengths: Sequence[int]) -> list[i
         raise ValueError(f"{method}: total_steps is {total_steps}, less than one in each of the {total} epochs")
     ends = [total_steps * sum(lengths[: i + 1]) // max(1, total) for i in range(len(lengths))]
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def alternating(epochs: int, compressed: int, decompressed: int) -> list[int]:
+    """The lengths of phases sparse, dense, ..., sparse that fill `epochs`, 0 or `compressed` of them at least.
+
+    They are `compressed` and `decompressed` where a number of pairs and one more fits, else all scaled alike by what
+    fits best, with their ends rounded to the nearest epoch; none is empty.
+    """
+    if epochs == 0:
+        return []
+    pair = compressed + decompressed
+    pairs = (epochs - compressed) // pair
+    filled = compressed + pairs * pair
+    more = filled + pair
+    if more - epochs < epochs - filled and min(compressed, decompressed) * epochs >= more:
+        pairs, filled = pairs + 1, more
+    turns = [(compressed, decompressed)[i % 2] for i in range(2 * pairs + 1)]
+    ends = [rounded(end * epochs, filled) for end in itertools.accumulate(turns)]
+    return [end - begin for begin, end in itertools.pairwise([0, *ends])]
+
+
+def rounded(a: int, b: int) -> int:
+    """a / b to the nearest integer, halves up."""
+    return (2 * a + b) // (2 * b)

@@ -9,7 +9,8 @@ from method_runs import OPTIMIZERS, SHORT, Run
 from small_networks import NETWORKS, batches
 
 from sparse_ops import masks, methods, optim
-from sparse_ops.methods.acdc import ACDC, alternating
+from sparse_ops.methods import ACDC
+from sparse_ops.methods.schedules import alternating
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
 INFO = methods.get("acdc")

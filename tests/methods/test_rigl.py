@@ -8,12 +8,11 @@ import method_runs
 import numpy as np
 import pytest
 import torch
-from method_runs import OPTIMIZERS, Run
+from method_runs import OPTIMIZERS, Run, by_sorting
 from small_networks import NETWORKS, batches
 from torch import nn
 
 from sparse_ops import masks, methods
-from sparse_ops.methods.rigl import drop_and_grow
 
 pytestmark = pytest.mark.filterwarnings("ignore::sparse_ops.methods.CollapseWarning")
 RIGL, SET = methods.get("rigl"), methods.get("set")
@@ -41,54 +40,6 @@ def test_the_fraction_falls_along_half_a_cosine():
     assert [t for t in range(400) if constant.changes_mask(t)] == [0, 7, 14, 21, 28, 35]
     assert make(cls=methods.SET, anneal="cosine").drop_fraction(150) == pytest.approx(0.15)
     assert make(anneal="constant").drop_fraction(299) == 0.3
-
-
-def test_drop_and_grow_by_hand():
-    weight = torch.tensor([[5.0, 0.0, -1.0], [0.0, -2.0, 3.0], [0.0, 1.0, 0.0]])
-    mask = weight != 0
-    growth = torch.tensor([[9.0, 1.0, -7.0], [2.0, 9.0, 9.0], [-4.0, 3.0, 4.0]])
-    # of five live weights int(0.5 * 5) drop, -1 and 1; then -7 of the dropped grows, and of -4 and 4 the first
-    after = drop_and_grow(weight, mask, growth, 0.5)
-    assert after.tolist() == [[True, False, True], [False, True, True], [True, False, False]]
-    # int(0.39 * 5) drops: of the equal magnitudes -1 and 1 the first is kept; 6 grows, whatever live weights have
-    growth = torch.tensor([[0.0, 6.0, 0.0], [2.0, 9.0, 9.0], [0.0, 3.0, 0.0]])
-    after = drop_and_grow(weight, mask, growth, 0.39)
-    assert after.tolist() == [[True, True, True], [False, True, True], [False, False, False]]
-    # all five drop, the five largest grow
-    growth[1, 1:] = 0
-    after = drop_and_grow(weight, mask, growth, 1.0)
-    assert after.tolist() == [[True, True, True], [True, False, False], [False, True, False]]
-    assert drop_and_grow(weight, mask, growth, 0.19) is mask
-    everything = torch.ones(3, 3, dtype=torch.bool)
-    assert torch.equal(drop_and_grow(weight, everything, growth, 1.0), everything)
-
-
-def by_sorting(weight, mask, growth, fraction):
-    """The same with two sorts of everything, as in the authors' code, but for the noise that they add to scores."""
-    n = weight.size
-    live = int(mask.sum())
-    dropped = int(live * fraction)
-    score = np.where(mask, np.abs(weight), -1.0).ravel()
-    kept = np.zeros(n, bool)
-    kept[np.argsort(-score, kind="stable")[: live - dropped]] = True
-    score = np.abs(growth).ravel()
-    lifted = np.where(kept, score.min() - 1, score)
-    kept[np.argsort(-lifted, kind="stable")[:dropped]] = True
-    return kept.reshape(weight.shape)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_drop_and_grow_against_sorting(dtype, layout):
-    rng = torch.Generator().manual_seed(0)
-    for fraction in (0.0, 0.07, 0.3, 0.999, 1.0):
-        for density in (0.02, 0.5, 1.0):
-            mask = torch.rand(6, 5, 3, 3, generator=rng) < density
-            weight = (torch.randn(mask.shape, generator=rng) * 4).round().to(dtype) * mask  # many ties, live zeros
-            growth = (torch.randn(mask.shape, generator=rng) * 4).round().to(dtype)
-            expected = by_sorting(weight.double().numpy(), mask.numpy(), growth.double().numpy(), fraction)
-            laid = (t.to(memory_format=layout) for t in (weight, mask, growth))
-            assert np.array_equal(drop_and_grow(*laid, fraction).numpy(), expected)
 
 
 @pytest.mark.parametrize("name", ["ours sgd", "torch sgd"])
