@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from sparse_ops.layouts import batch_last
 from sparse_ops.nn import SparseLinear
 
 Run = Callable[[], Any]
@@ -111,7 +112,7 @@ def forward(weight: Tensor, x: Tensor, bias: Tensor, compile_dense: bool = True)
         layer = SparseLinear.from_dense(_module(weight, bias)).to(dtype).eval()
         found.add(f"sparse_ops {name}", lambda layer=layer, x=own[0]: functools.partial(layer, x))
         if len(x) > 1:
-            last = own[0].t().contiguous().t()
+            last = batch_last(own[0])
             found.add(f"sparse_ops {name} batch-last", lambda layer=layer, x=last: functools.partial(layer, x))
     csr = weight.to_sparse_csr()
     found.add("torch CSR", lambda: lambda: torch.addmm(bias[:, None], csr, x.T).T)

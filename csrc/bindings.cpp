@@ -1,6 +1,7 @@
 // The raw kernels as torch.ops._sparse_ops_C: one line per kernel. Arguments are checked buffers; see sparse_ops/ops.
 #include "common.h"
 #include "cpu/apply_masks.h"
+#include "cpu/csr_pattern.h"
 #include "cpu/csr_sddmm.h"
 #include "cpu/csr_spmm.h"
 #include "cpu/hypersparse.h"
@@ -15,6 +16,9 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
   m.def("apply_masks_(Tensor(a!)[] tensors, Tensor[] masks) -> ()");
+  m.def("csr_pattern_offsets(Tensor dense, Tensor(a!) row_offsets) -> int");
+  m.def("csr_pattern_fill(Tensor dense, Tensor row_offsets, Tensor(a!) columns, Tensor(b!) t_row_offsets, "
+        "Tensor(c!) t_columns, Tensor(d!) t_permutation, Tensor(e!)? values) -> ()");
   m.def("csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool dy_transposed, bool b_transposed, "
         "Tensor(a!) dvalues) -> ()");
   m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
@@ -69,6 +73,8 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("apply_masks_", TORCH_BOX(&sparse_ops::apply_masks_));
+  m.impl("csr_pattern_fill", TORCH_BOX(&sparse_ops::csr_pattern_fill));
+  m.impl("csr_pattern_offsets", TORCH_BOX(&sparse_ops::csr_pattern_offsets));
   m.impl("csr_sddmm", TORCH_BOX(&sparse_ops::csr_sddmm));
   m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
   m.impl("hypersparse_penalty_backward", TORCH_BOX(&sparse_ops::hypersparse_penalty_backward));

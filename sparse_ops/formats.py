@@ -5,12 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from sparse_ops import extension
 
 # row_offsets, columns, t_row_offsets, t_columns, t_permutation
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 INDEX_LIMIT = 2**31 - 1
+_COLLECTED = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.bool,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+)
 _INDEX_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
 
 
@@ -35,6 +47,8 @@ class Pattern:
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Pattern":
         """The pattern of the True (nonzero) elements of a matrix, or of a weight flattened after dimension 0."""
+        if (collected := _collected(mask)) is not None:
+            return collected[0]
         kept = _as_matrix(mask) != 0
         rows, columns = kept.nonzero(as_tuple=True)
         offsets = _offsets(kept.sum(1))
@@ -46,6 +60,8 @@ class Pattern:
 
         A NaN is a nonzero; -0.0 is a zero. The values are a copy without gradient history.
         """
+        if (collected := _collected(weight)) is not None:
+            return collected
         pattern = cls.from_mask(weight)
         return pattern, pattern.gather(weight.detach())
 
@@ -104,6 +120,24 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"Pattern({self.shape[0]} x {self.shape[1]}, nnz={self.nnz}, density={self.density:.4g})"
+
+
+def _collected(weight: Tensor) -> tuple[Pattern, Tensor] | None:
+    """(pattern, values) by the C++ kernels: two passes over the matrix, a counting sort. None where they do not fit."""
+    matrix = _as_matrix(weight.detach())
+    plain = type(weight) in (Tensor, nn.Parameter) and matrix.device.type == "cpu" and matrix.dtype in _COLLECTED
+    if not plain or max(matrix.shape) > INDEX_LIMIT or extension.failure() is not None:
+        return None
+    matrix, (rows, columns) = matrix.contiguous(), matrix.shape
+    row_offsets = torch.empty(rows + 1, dtype=torch.int32)
+    nnz = extension.native().csr_pattern_offsets(matrix, row_offsets)
+    if nnz > INDEX_LIMIT:
+        raise ValueError(f"Pattern: shape {(rows, columns)} with {nnz} values does not fit 32-bit indices")
+    places, t_places, permutation = (torch.empty(nnz, dtype=torch.int32) for _ in range(3))
+    t_offsets = torch.empty(columns + 1, dtype=torch.int32)
+    values = matrix.new_empty(nnz)
+    extension.native().csr_pattern_fill(matrix, row_offsets, places, t_offsets, t_places, permutation, values)
+    return Pattern((rows, columns), row_offsets, places, t_offsets, t_places, permutation), values
 
 
 def row_indices(row_offsets: Tensor, nnz: int) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_ops import formats
 from sparse_ops.formats import Pattern
 
 SHAPES = [(0, 0), (0, 5), (5, 0), (1, 1), (3, 70), (64, 33)]
@@ -41,6 +42,25 @@ def test_round_trip(shape, density, device):
 def test_random_matrices(rows, columns, density, seed):
     dense = matrix((rows, columns), density, seed)
     assert_consistent(*Pattern.from_dense(dense), dense)
+
+
+@pytest.mark.parametrize("dtype", formats._COLLECTED, ids=str)
+def test_the_kernels_find_what_torch_finds(dtype, monkeypatch):
+    """Every element type, several threads, more rows than one piece holds; -0.0 is a zero."""
+    dense = (4 * matrix((700, 300), 0.1)).to(dtype)
+    if dtype.is_floating_point:
+        dense[0, :3] = torch.tensor([-0.0, float("nan"), float("-inf")])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        pattern, values = Pattern.from_dense(dense)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(formats.extension, "failure", lambda: "not built")
+    expected, plain = Pattern.from_dense(dense)
+    assert all(torch.equal(a, b) for a, b in zip(pattern.tensors(), expected.tensors(), strict=True))
+    torch.testing.assert_close(values, plain, rtol=0, atol=0, equal_nan=True)
+    assert values.dtype == dtype and values.data_ptr() != dense.data_ptr()
 
 
 def test_zeros_nan_and_memory_order():
