@@ -10,6 +10,7 @@ from sparse_ops.inference import capture
 from sparse_ops.inference.layers import Fused, FusedConv2d, FusedLinear
 
 _aten = torch.ops.aten
+HELD = ("weight", "values", "row_offsets", "columns", "t_row_offsets", "bias")  # what a layer has of its own
 _NORMS = (_aten._native_batch_norm_legit_no_training.default, _aten.batch_norm.default)
 
 
@@ -77,6 +78,24 @@ def _layers(graph: fx.GraphModule) -> None:
         _replace(graph, node, path, makers[node.target](given, weight, bias), (given["input"],))
 
 
+def lift(graph: fx.GraphModule) -> None:
+    """Calls of the ops of Fused layers, as a graph that was exported holds them, become such layers again."""
+    kinds = {torch.ops.sparse_ops.fused_linear.default: FusedLinear, torch.ops.sparse_ops.fused_conv2d.default: FusedConv2d}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in kinds:
+            continue
+        given = _arguments(node)
+        tensors = [_constant(graph, given[name]) for name in HELD]
+        holder = given["values"] if given["weight"] is None else given["weight"]
+        layer = kinds[node.target].from_parts(given, tensors)
+        path = _free_path(graph, str(holder.target).replace("values", "weight"))
+        args = [argument for argument in (given["x"], given["addend"]) if argument is not None]
+        _replace(graph, node, path, layer, tuple(args))
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
 def _linear(given: dict[str, Any], weight: Tensor, bias: Tensor | None) -> Fused:
     return FusedLinear(weight, bias)
 
@@ -104,7 +123,7 @@ def _free_path(graph: fx.GraphModule, weight: str) -> str:
     while found in modules and (
         isinstance(modules[found], Fused)
         or modules[found]._modules
-        or modules[found]._parameters.keys() | modules[found]._buffers.keys() - {"weight", "bias"}
+        or (modules[found]._parameters.keys() | modules[found]._buffers.keys()) - {*HELD}
     ):
         found, i = f"{path}_{i}", i + 1
     return found

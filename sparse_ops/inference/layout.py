@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_ops.layouts import is_batch_last
 from sparse_ops.ops.to_layout import to_layout
 
 PLAIN, BATCH_LAST = "plain", "batch_last"
-
-
-def is_batch_last(x: Tensor) -> bool:
-    """Images (N, C, H, W) that lie as (C, H, W, N), or a matrix (N, F) that lies as (F, N)."""
-    return x.permute(1, 2, 3, 0).is_contiguous() if x.dim() == 4 else x.dim() == 2 and x.t().is_contiguous()
 
 
 def batch_last(x: Tensor) -> Tensor:

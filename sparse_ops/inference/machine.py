@@ -10,3 +10,8 @@ from sparse_ops import launch
 def here() -> dict[str, Any]:
     """This machine, as far as choices depend on it."""
     return {"isa": launch.isa(), "threads": torch.get_num_threads()}
+
+
+def differs(found: dict[str, Any]) -> bool:
+    """Whether choices that were measured on `found` have to be measured again."""
+    return found != here()

@@ -80,7 +80,7 @@ class InferenceNetwork(nn.Module):
         self.free_batch = free_batch
         self._report = report
         self._recycler = Recycler()
-        self.eval()
+        self.training = False
 
     def report(self) -> InferenceReport:
         """Choices, times and bytes; print it."""
@@ -90,7 +90,7 @@ class InferenceNetwork(nn.Module):
         """Refuses True: norms are folded into weights."""
         if mode:
             raise ValueError("this network is for inference: norms are folded into its weights; train the model itself")
-        return super().train(False)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, in evaluation mode."""

@@ -1,0 +1,85 @@
+"""A file of export runs in another process, is chosen anew on another machine, and errors say what is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from inference.networks import cases
+from inference.test_optimize import assert_close, call
+from sparse_ops.inference import export, load_exported, machine, optimize_for_inference
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
+OTHER_PROCESS = """
+import sys, torch, sparse_ops
+x = torch.load(sys.argv[2])
+with torch.no_grad():
+    found = [sparse_ops.load_exported(sys.argv[1])(x), torch.export.load(sys.argv[1]).module()(x)]
+torch.save(found, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "odd", "encoder"])
+def test_a_file_computes_the_same_and_is_chosen_again_elsewhere(name, forms, tmp_path, monkeypatch):
+    forms("batch_last")
+    model, example = cases()[name]
+    path = tmp_path / "network.pt2"
+    network = export(model, example, path)
+    loaded = load_exported(path)
+    assert torch.equal(*(torch.cat([t.flatten() for t in leaves(call(n, example))]) for n in (network, loaded)))
+    assert [layer.sparse_form for _, layer in loaded.layers()] == [layer.sparse_form for _, layer in network.layers()]
+    assert str(loaded.report()) == str(network.report())
+
+    monkeypatch.setattr(machine, "here", lambda: {"isa": "other", "threads": 64})
+    forms("dense")
+    again = load_exported(path)
+    assert again.report().machine == {"isa": "other", "threads": 64}
+    assert not any(layer.sparse_form for _, layer in again.layers())
+    assert_close(call(again, example), call(model, example), 1e-5)
+    forms("batch_last")
+    sparse = load_exported(path)
+    assert_close(call(sparse, example), call(model, example), 1e-5)
+    assert [r.batch_last for r in sparse.report().layers] == [r.batch_last for r in network.report().layers]
+
+
+def leaves(value):
+    return torch.utils._pytree.tree_leaves(value)
+
+
+def test_another_process_needs_the_package_alone(forms, tmp_path):
+    forms("batch_last")
+    model, example = cases()["mlp"]
+    path, x, out = tmp_path / "network.pt2", tmp_path / "x.pt", tmp_path / "y.pt"
+    network = optimize_for_inference(model, example, dtype="bfloat16")
+    export(network, example, path)
+    torch.save(example, x)
+    command = [sys.executable, "-W", "ignore", "-c", OTHER_PROCESS, *map(str, (path, x, out))]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    for found in torch.load(out):
+        assert_close(found, call(model, example), 0.05)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".pt2"] == ["network.pt2"]
+
+
+def test_errors_and_nothing_lost(forms, tmp_path):
+    forms("dense")
+    model, example = cases()["mlp"]
+    path = tmp_path / "network.pt2"
+    with pytest.raises(ValueError, match=r"ends in .pt2"):
+        export(model, example, tmp_path / "network.bin")
+    with pytest.raises(FileNotFoundError):
+        export(model, example, tmp_path / "no" / "network.pt2")
+    with pytest.raises(FileNotFoundError):
+        load_exported(path)
+    network = export(model, example, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="this network is for"):
+        export(network, torch.randn(9, 3, 4, 5), path)
+    assert path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(ValueError, match=r"network.pt2: it is damaged"):
+        load_exported(path)
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.randn(1, 2),)), path)
+    with pytest.raises(ValueError, match=r"but not of sparse_ops.export"):
+        load_exported(path)
