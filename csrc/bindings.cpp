@@ -11,6 +11,7 @@
 #include "cpu/sparse_conv2d.h"
 #include "cpu/sweep.h"
 #include "cpu/sweep_finish.h"
+#include "cpu/to_layout.h"
 
 STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("isa() -> str");
@@ -64,6 +65,7 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
       "sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor columns, Tensor(a!) dvalues, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int x_layout, "
       "int dy_layout) -> ()");
+  m.def("to_layout(Tensor x, Tensor(a!) y) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
@@ -91,4 +93,5 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("sparse_conv2d", TORCH_BOX(&sparse_ops::sparse_conv2d));
   m.impl("sparse_conv2d_input_grad", TORCH_BOX(&sparse_ops::sparse_conv2d_input_grad));
   m.impl("sparse_conv2d_weight_grad", TORCH_BOX(&sparse_ops::sparse_conv2d_weight_grad));
+  m.impl("to_layout", TORCH_BOX(&sparse_ops::to_layout));
 }

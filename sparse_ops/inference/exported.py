@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparse_ops._version import __version__
-from sparse_ops.inference import capture, fuse, layout, machine, network, optimize
+from sparse_ops.inference import capture, fuse, layout, machine, optimize
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
 
 ENTRY = "sparse_ops.json"  # the file inside the archive that holds choices and the machine
@@ -46,7 +46,9 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
         "sparse_ops": __version__,
         "torch": torch.__version__,
         "free_batch": free,
-        "inputs": [[list(shape), str(leaf.dtype)] for shape, leaf in zip(result.inputs, _tensors(args, kwargs), strict=True)],
+        "inputs": [
+            [list(shape), str(leaf.dtype)] for shape, leaf in zip(result.inputs, _tensors(args, kwargs), strict=True)
+        ],
         "report": report.to_dict(),
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")
@@ -125,7 +127,9 @@ def _program(result: InferenceNetwork, args: Any, kwargs: Any) -> tuple[torch.ex
                 if shapes is None:
                     raise
                 continue
-            small = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(1).expand(t.shape) if t.dim() else t, (args, kwargs))
+            small = pytree.tree_map_only(
+                Tensor, lambda t: t.new_zeros(1).expand(t.shape) if t.dim() else t, (args, kwargs)
+            )
             program.example_inputs = small  # its numbers would be saved too: ten megabytes for 16 images
             return program, shapes is not None
     raise AssertionError

@@ -80,7 +80,10 @@ def _layers(graph: fx.GraphModule) -> None:
 
 def lift(graph: fx.GraphModule) -> None:
     """Calls of the ops of Fused layers, as a graph that was exported holds them, become such layers again."""
-    kinds = {torch.ops.sparse_ops.fused_linear.default: FusedLinear, torch.ops.sparse_ops.fused_conv2d.default: FusedConv2d}
+    kinds: dict[Any, type[Fused]] = {
+        torch.ops.sparse_ops.fused_linear.default: FusedLinear,
+        torch.ops.sparse_ops.fused_conv2d.default: FusedConv2d,
+    }
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target not in kinds:
             continue

@@ -115,7 +115,7 @@ class FusedLinear(Fused):
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         """As the op `fused_linear`, which a graph that is being captured sees."""
-        op = torch.ops.sparse_ops.fused_linear if torch.compiler.is_compiling() else fused_layers.fused_linear
+        op: Any = torch.ops.sparse_ops.fused_linear if torch.compiler.is_compiling() else fused_layers.fused_linear
         return op(x, *self.held(), addend, self.activation)
 
 
@@ -145,5 +145,5 @@ class FusedConv2d(Fused):
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         """As the op `fused_conv2d`, which a graph that is being captured sees."""
-        op = torch.ops.sparse_ops.fused_conv2d if torch.compiler.is_compiling() else fused_layers.fused_conv2d
+        op: Any = torch.ops.sparse_ops.fused_conv2d if torch.compiler.is_compiling() else fused_layers.fused_conv2d
         return op(x, *self.held(), *self.window, addend, self.activation)

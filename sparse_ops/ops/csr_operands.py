@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, formats
+from sparse_ops import checks, formats, recycling
 
 ACTIVATIONS = ("none", "relu", "gelu")
 
@@ -18,8 +18,8 @@ def stored(t: Tensor, transposed: bool) -> tuple[Tensor, bool]:
 def like_layout(t: Tensor, rows: int, columns: int) -> Tensor:
     """An empty (rows, columns) matrix that lies like t: dimension 0 innermost where t has it so, else contiguous."""
     if not t.is_contiguous() and t.t().is_contiguous():
-        return t.new_empty((columns, rows)).t()
-    return t.new_empty((rows, columns))
+        return recycling.empty((columns, rows), t).t()
+    return recycling.empty((rows, columns), t)
 
 
 def for_gradient(pattern: formats.Tensors) -> formats.Tensors:

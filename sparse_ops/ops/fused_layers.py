@@ -1,7 +1,6 @@
 """The ops sparse_ops::fused_linear and fused_conv2d: a layer for inference, its weight dense or sparse."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,12 +29,6 @@ def _finish(y: Tensor, addend: Tensor | None, activation: str) -> Tensor:
     if addend is not None:
         y = y.add_(addend)
     return y.relu_() if activation == "relu" else F.gelu(y) if activation == "gelu" else y
-
-
-def _epilogue(op: Any, *args: Any, addend: Tensor | None, activation: str) -> Tensor:
-    if len(getattr(torch.ops.sparse_ops, op.__name__).default._schema.arguments) in (11, 15):
-        return op(*args, addend, activation)
-    return _finish(op(*args), addend, activation)
 
 
 def fused_linear(
@@ -67,7 +60,7 @@ def fused_linear(
     pattern = row_offsets, columns, t_row_offsets, columns, columns
     if addend is not None and x.dim() != 2:
         addend = addend.reshape(-1, weight_shape[0])
-    y = _epilogue(csr_spmm, values, *pattern, rows, True, bias, addend=addend, activation=activation)
+    y = csr_spmm(values, *pattern, rows, True, bias, addend, activation)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight_shape[0])
 
 
@@ -108,10 +101,10 @@ def fused_conv2d(
         if addend is not None:
             addend = addend.permute(1, 2, 3, 0).reshape(-1, h * w * n)
         b = x.permute(1, 2, 3, 0).reshape(c, h * w * n)
-        y = _epilogue(csr_spmm, values, *pattern, b, False, bias, addend=addend, activation=activation)
+        y = csr_spmm(values, *pattern, b, False, bias, addend, activation)
         return y.view(-1, h, w, n).permute(3, 0, 1, 2)
     window = kernel, (stride[0], stride[1]), (top, left), (dilation[0], dilation[1]), groups
-    return _epilogue(sparse_conv2d, x, values, *pattern, bias, *window, addend=addend, activation=activation)
+    return sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)
 
 
 for _name, _op in (("fused_linear", fused_linear), ("fused_conv2d", fused_conv2d)):

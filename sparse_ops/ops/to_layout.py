@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_ops import extension, launch, recycling
 from sparse_ops.reference import to_layout as reference
 
 torch.library.define("sparse_ops::to_layout", "(Tensor x, str layout) -> Tensor")
@@ -16,12 +17,19 @@ def _output(x: Tensor, layout: str) -> Tensor:
     if (layout, x.dim()) not in reference.ORDERS:
         known = ", ".join(f"{name} of {dims} dimensions" for name, dims in reference.ORDERS)
         raise ValueError(f"to_layout: layout is {layout!r} for x of {x.dim()} dimensions, expected {known}")
-    return reference.empty(x, layout)
+    order = reference.ORDERS[layout, x.dim()]
+    y = recycling.empty([x.shape[d] for d in order], x)
+    return y.permute([order.index(d) for d in range(x.dim())])
 
 
 @torch.library.impl("sparse_ops::to_layout", ("cpu", "cuda"))
 def _to_layout(x: Tensor, layout: str) -> Tensor:
-    return _output(x, layout).copy_(x)
+    y = _output(x, layout)
+    if launch.backend(x.device) == "native" and x.element_size() <= 8:
+        extension.native().to_layout(x, y)
+    else:
+        y.copy_(reference.to_layout(x, layout))
+    return y
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

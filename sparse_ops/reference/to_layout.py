@@ -13,13 +13,9 @@ ORDERS = {
 }
 
 
-def empty(x: Tensor, layout: str) -> Tensor:
-    """An uninitialised tensor like x in a layout."""
-    order = ORDERS[layout, x.dim()]
-    y = torch.empty([x.shape[d] for d in order], dtype=x.dtype, device=x.device)
-    return y.permute([order.index(d) for d in range(x.dim())])
-
-
 def to_layout(x: Tensor, layout: str) -> Tensor:
     """A copy of x whose elements lie in the order of the layout."""
-    return empty(x, layout).copy_(x)
+    order = ORDERS[layout, x.dim()]
+    return (
+        x.permute(order).clone(memory_format=torch.contiguous_format).permute([order.index(d) for d in range(x.dim())])
+    )

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-
 from inference.networks import cases
 from inference.test_optimize import assert_close, call
+
 from sparse_ops.inference import export, load_exported, machine, optimize_for_inference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
