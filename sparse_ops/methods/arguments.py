@@ -31,10 +31,15 @@ def shares(method: str, **numbers: float) -> None:
 
 
 def one_of(method: str, name: str, value: Any, known: Collection[Any]) -> None:
-    """ValueError naming the argument where its value is none of the known ones."""
+    """ValueError naming the argument, and all of the known values where its own is none of them."""
     if value not in known:
-        listed = " or ".join(map(repr, known)) if len(known) == 2 else f"one of {', '.join(map(str, known))}"
-        raise ValueError(f"{method}: {name} is {value!r}; it may be {listed}")
+        raise ValueError(f"{method}: {name} is {value!r}; it may be one of {', '.join(map(str, known))}")
+
+
+def either(method: str, name: str, value: Any, known: tuple[Any, Any]) -> None:
+    """The same for one of two values."""
+    if value not in known:
+        raise ValueError(f"{method}: {name} is {value!r}; it may be {known[0]!r} or {known[1]!r}")
 
 
 def fraction(name: str, value: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from sparse_ops.methods.arguments import one_of
+from sparse_ops.methods.arguments import either
 from sparse_ops.methods.budget import Sparsity
 from sparse_ops.methods.options import SharedOptions
 from sparse_ops.methods.reparametrized import Reparametrized
@@ -61,9 +61,9 @@ class DifferentiableSparsification(Reparametrized):
         controller: bool = True,
         **options: Unpack[SharedOptions],
     ) -> None:
-        one_of(self._title, "unit", unit, ("weight", "filter"))
-        one_of(self._title, "group", group, ("layer", "filter"))
-        one_of(self._title, "leaky", leaky, ("relu", "elu"))
+        either(self._title, "unit", unit, ("weight", "filter"))
+        either(self._title, "group", group, ("layer", "filter"))
+        either(self._title, "leaky", leaky, ("relu", "elu"))
         if unit == "filter" and group == "filter":
             raise ValueError(f"{self._title}: group is 'filter', but with unit='filter' a layer is the group")
         for argument, number, low, high in (

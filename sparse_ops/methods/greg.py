@@ -12,7 +12,7 @@ from torch import nn
 
 from sparse_ops.masks import PackedMask
 from sparse_ops.methods import collapse
-from sparse_ops.methods.arguments import epochs, one_of, positive
+from sparse_ops.methods.arguments import either, epochs, positive
 from sparse_ops.methods.budget import LayerRatios, Sparsity
 from sparse_ops.methods.growing_penalty import GrowingPenalty, kept_strengths, refuse_decoupled_decay
 from sparse_ops.methods.growth import Growth
@@ -80,7 +80,7 @@ class GReg(Sparsifier):
             "GReg", **dict(zip(names, lengths, strict=True)), update_every=update_every, stabilize_steps=stabilize_steps
         )
         self.variant = self.own_variant if variant is None else variant
-        one_of("GReg", "variant", self.variant, (1, 2))
+        either("GReg", "variant", self.variant, (1, 2))
         self.name = f"greg{self.variant}"
         if pretrain_epochs == 0 and not pretrained:
             raise ValueError(
@@ -89,7 +89,7 @@ class GReg(Sparsifier):
             )
         positive("GReg", update_every=update_every, d_lambda=d_lambda, tau=tau, d_pick=d_pick, tau_pick=tau_pick)
         positive("GReg", regularize_lr=regularize_lr, finetune_lr=finetune_lr)
-        one_of("GReg", "kept", kept, ("paper", "code"))
+        either("GReg", "kept", kept, ("paper", "code"))
         if self.variant == 2 and kept == "paper":
             refuse_decoupled_decay(optimizer)
         self.kept, self.rates = kept, {"regularize": regularize_lr, "finetune": finetune_lr}

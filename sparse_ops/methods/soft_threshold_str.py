@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import nn
 
-from sparse_ops.methods.arguments import one_of, positive
+from sparse_ops.methods.arguments import either, positive
 from sparse_ops.methods.budget import Sparsity
 from sparse_ops.methods.options import SharedOptions
 from sparse_ops.methods.reparametrized import Reparametrized
@@ -48,7 +48,7 @@ class STR(Reparametrized):
         controller: bool = True,
         **options: Unpack[SharedOptions],
     ) -> None:
-        one_of("STR", "group", group, ("layer", "filter"))
+        either("STR", "group", group, ("layer", "filter"))
         if not math.isfinite(initial_threshold):
             raise ValueError(f"STR: initial_threshold is {initial_threshold}, expected a finite number")
         positive("STR", threshold_decay=threshold_decay)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparse_ops import planning
 from sparse_ops.masks import PackedMask
 from sparse_ops.methods import checkpoint, collapse
-from sparse_ops.methods.arguments import fraction, one_of
+from sparse_ops.methods.arguments import either, fraction
 from sparse_ops.methods.budget import Budget, Sparsity
 from sparse_ops.methods.learning_rates import LearningRates
 from sparse_ops.methods.options import Options, TakesOptions, refuse_unknown
@@ -59,7 +59,7 @@ class Sparsifier(Phases, TakesOptions, ABC):
             chosen["scope"] = "global"
         if not isinstance(model, nn.Module):
             raise TypeError(f"{self._title}: the model is {type(model).__name__}, expected a torch.nn.Module")
-        one_of(self._title, "lr", chosen["lr"], ("method", "user"))
+        either(self._title, "lr", chosen["lr"], ("method", "user"))
         check_free(optimizer)
         self.model, self.optimizer, self.lr, self.strict = model, optimizer, chosen["lr"], chosen["strict"]
         Phases.__init__(self, course)

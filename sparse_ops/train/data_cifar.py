@@ -48,14 +48,9 @@ def load(
     """
     if fold != 0:
         raise ValueError(f"cifar10 has a fixed test set: fold is {fold}, expected 0")
-    found = _find(data_dir)
-    if found is None and download:
-        extract(fetch(ARCHIVE, data_dir, report), data_dir / BINARY_FOLDER, BINARY)
-        found = _find(data_dir)
-    if found is None:
-        where = "the binary version of CIFAR-10 (six .bin files) or its python batches"
-        raise missing(data_dir / BINARY_FOLDER / BINARY[0].name, where)
-    folder, files = found
+    what = "the binary version of CIFAR-10 (six .bin files) or its python batches"
+    versions = {BINARY_FOLDER: BINARY, PYTHON_FOLDER: PYTHON}
+    folder, files = locate(data_dir, versions, what, ARCHIVE if download else None, report)
     read = read_binary if files is BINARY else read_python
     batches = []
     for file in files:
@@ -67,8 +62,25 @@ def load(
     return torch.cat([x for x, _ in train]), torch.cat([y for _, y in train]), x_test, y_test
 
 
-def _find(data_dir: Path) -> tuple[Path, tuple[DataFile, ...]] | None:
-    return find(data_dir, {BINARY_FOLDER: BINARY, PYTHON_FOLDER: PYTHON})
+def locate(
+    data_dir: Path,
+    versions: Mapping[str, tuple[DataFile, ...]],
+    what: str,
+    archive: DataFile | None,
+    report: Report | None,
+) -> tuple[Path, tuple[DataFile, ...]]:
+    """Where one of the versions is, and its files; the first one is unpacked from the archive where none is.
+
+    MissingData, saying what has to lie there, where there is none and no archive is given.
+    """
+    found = find(data_dir, versions)
+    folder, files = next(iter(versions.items()))
+    if found is None and archive is not None:
+        extract(fetch(archive, data_dir, report), data_dir / folder, files)
+        found = find(data_dir, versions)
+    if found is None:
+        raise missing(data_dir / folder / files[0].name, what)
+    return found
 
 
 def find(data_dir: Path, versions: Mapping[str, tuple[DataFile, ...]]) -> tuple[Path, tuple[DataFile, ...]] | None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sparse_ops.train.data_cifar import extract, find, read_binary, read_python
-from sparse_ops.train.data_files import DataFile, Report, fetch, missing, read_verified
+from sparse_ops.train.data_cifar import locate, read_binary, read_python
+from sparse_ops.train.data_files import DataFile, Report, missing, read_verified
 
 ARCHIVE = DataFile(
     "cifar-100-binary.tar.gz",
@@ -33,14 +33,9 @@ def load(
     """
     if fold != 0:
         raise ValueError(f"cifar100 has a fixed test set: fold is {fold}, expected 0")
-    found = _find(data_dir)
-    if found is None and download:
-        extract(fetch(ARCHIVE, data_dir, report), data_dir / BINARY_FOLDER, BINARY)
-        found = _find(data_dir)
-    if found is None:
-        where = "the binary version of CIFAR-100 (train.bin, test.bin) or its python version"
-        raise missing(data_dir / BINARY_FOLDER / BINARY[0].name, where)
-    folder, files = found
+    what = "the binary version of CIFAR-100 (train.bin, test.bin) or its python version"
+    versions = {BINARY_FOLDER: BINARY, PYTHON_FOLDER: PYTHON}
+    folder, files = locate(data_dir, versions, what, ARCHIVE if download else None, report)
     sets = []
     for file in files:
         path = folder / file.name
@@ -53,7 +48,3 @@ def load(
             sets.append(read_python(path, content, b"fine_labels", classes=100))
     (x, y), (x_test, y_test) = sets
     return x, y, x_test, y_test
-
-
-def _find(data_dir: Path) -> tuple[Path, tuple[DataFile, ...]] | None:
-    return find(data_dir, {BINARY_FOLDER: BINARY, PYTHON_FOLDER: PYTHON})

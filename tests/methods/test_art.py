@@ -93,6 +93,7 @@ def test_the_stop_rule_and_the_phases():
     while not art.finished:
         rates.append(optimizer.param_groups[0]["lr"])
         epoch(net, optimizer)
+        assert not {"lambda", "threshold", "candidates"} & art.metrics().keys()  # a fixed mask wants no threshold
         change = art.end_epoch()
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001]) and change.after == "finished"
     assert art.finalize() is net

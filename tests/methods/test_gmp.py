@@ -189,6 +189,28 @@ def test_a_layer_that_dies_on_the_way_is_warned_of_once():
     assert all(w.filename == __file__ for w in seen)
 
 
+def test_outputs_without_inputs_are_warned_of_at_the_last_pruning():
+    net = cnn()
+    with torch.no_grad():
+        net[5].weight[3].mul_(1e-9)
+    net, optimizer, gmp = start(net, every=5, pretrain_epochs=0)
+    optimizer.param_groups[0].update(lr=0.0)
+
+    def five_steps():
+        for _ in range(5):
+            for p in net.parameters():
+                p.grad = torch.zeros_like(p)
+            optimizer.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", methods.CollapseWarning)
+        five_steps()
+        five_steps()
+    assert not gmp.masks["5.weight"].to_dense()[3].any()
+    with pytest.warns(methods.CollapseWarning, match=r"some outputs lose all their inputs: .*5.weight \("):
+        five_steps()
+
+
 @pytest.mark.parametrize(
     "options, error, message",
     [

@@ -11,7 +11,7 @@ import torch
 
 from sparse_ops import cli
 from sparse_ops.masks import PackedMask
-from sparse_ops.train import analyze, deploy, run_folder
+from sparse_ops.train import analyze, run_folder
 from sparse_ops.train.job import Job, Options
 from sparse_ops.train.loop import Stopped
 from sparse_ops.train.progress import Plain
@@ -36,15 +36,6 @@ TABLE = {
     "training": {"analyze": True, "oneshot": False},
 }
 PRUNABLE = 64 * 24 + 24 * 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_timings():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploy, "ROUNDS", 3)
-        patch.setattr(deploy, "SAMPLE_SECONDS", 1e-4)
-        patch.setattr(deploy, "THREADS", 1)
-        yield
 
 
 def job(path, table=TABLE, **options):

@@ -45,16 +45,6 @@ def job(path, table=TABLE, **options):
     return Job(parse(table), Options(run=path, **options), Plain())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_timings():
-    """The times themselves are not tested."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploy, "ROUNDS", 3)
-        patch.setattr(deploy, "SAMPLE_SECONDS", 1e-4)
-        patch.setattr(deploy, "THREADS", 1)
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "whole"
