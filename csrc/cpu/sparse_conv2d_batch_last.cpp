@@ -1,5 +1,5 @@
-// Work on images with the batch innermost: blocks of pixels over threads, all target channels of a block together, so
-// that the source lines in use, those around a block in every channel, stay in the L2 cache.
+// Work on images with the batch innermost: tiles of pixels over threads, all target channels of a tile together, so that
+// the source lines in use, those around a tile in every channel, stay in the L2 cache.
 #include "sparse_conv2d_batch_last.h"
 
 #include <algorithm>
@@ -23,40 +23,53 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
   STD_TORCH_CHECK(source.channels * source.rows * source.cols < int64_t{1} << 31,
                   "sparse_conv2d: images of ", source.channels, " x ", source.rows, " x ", source.cols,
                   " elements are too large");
-  const ConvTapBlocks plan = conv_tap_blocks(h, w, SPARSE_OPS_DISPATCH(most_line_pixels)());
+  const ConvTapRuns plan = conv_tap_runs(h, w, source.channels, SPARSE_OPS_DISPATCH(most_line_pixels<T>)());
   const ConvTapLists<A> lists(weight, h, w);
-  A* wide_bias = static_cast<A*>(scratch<kConvBias>(rows * sizeof(A)));
-  if (bias != nullptr)
+  A* wide_bias = nullptr;
+  if (bias != nullptr) {
+    wide_bias = static_cast<A*>(scratch<kConvBias>(rows * sizeof(A)));
     for (int64_t r = 0; r < rows; ++r) wide_bias[r] = widen(bias[r]);
+  }
   const auto sums = SPARSE_OPS_DISPATCH(line_sums<T>);
 
-  const int64_t groups = (images + kLanes - 1) / kLanes, n_blocks = static_cast<int64_t>(plan.blocks.size());
+  const int64_t groups = (images + kLanes - 1) / kLanes, n_tiles = static_cast<int64_t>(plan.tiles.size());
   const int64_t work = (weight.count() + rows) * pixels * groups * kLanes;
   const int64_t threads = work < kSerialWork ? 1 : torch::stable::get_num_threads();
-  // Of few blocks several threads share each, by target channels.
-  const int64_t items = groups * n_blocks;
+  // Of few tiles several threads share each, by target channels; of many a thread takes neighbours, which read the same
+  // source lines.
+  const int64_t items = groups * n_tiles;
   const int64_t pieces = threads == 1 || items >= kUnits * threads ? 1 : std::min(kUnits * threads / items + 1, rows);
   std::vector<int64_t> costs(rows + 1);
   for (int64_t r = 0; r <= rows; ++r) costs[r] = lists.starts[r * lists.taps] + 4 * r;
   const auto cuts = conv_cuts(rows, pieces, costs);
-  const int64_t run = std::max<int64_t>(1, items / (kUnits * threads)), runs = (items + run - 1) / run;
-  share(threads, runs * pieces, [&](const auto& next) {
-    for (int64_t unit = next(); unit < runs * pieces; unit = next()) {
-      const int64_t piece = unit % pieces, first = unit / pieces * run, last = std::min(first + run, items);
+  const int64_t in_a_row = threads == 1 ? items : std::max<int64_t>(1, items / (kUnits * threads));
+  const int64_t units = (items + in_a_row - 1) / in_a_row * pieces;
+  share(threads, units, [&](const auto& next) {
+    for (int64_t unit = next(); unit < units; unit = next()) {
+      const int64_t piece = unit % pieces, first = unit / pieces * in_a_row, last = std::min(first + in_a_row, items);
+      if (cuts[piece] == cuts[piece + 1]) continue;
       for (int64_t item = first; item < last; ++item) {
-        const ConvBlock& block = plan.blocks[item % n_blocks];
-        const int64_t lane = item / n_blocks * kLanes;
-        const ConvLines lines{static_cast<const T*>(source.data) + lane,
-                              bias == nullptr ? nullptr : wide_bias,
-                              addend == nullptr ? nullptr : addend + lane,
-                              static_cast<T*>(target.data) + lane,
-                              images,
-                              pixels,
-                              static_cast<int>(std::min(kLanes, images - lane)),
-                              activation};
-        const int32_t begin = plan.first[block.cls], end = plan.first[block.cls + 1];
-        sums(lines, block, plan.segments.data() + begin, end - begin, lists.entries, lists.starts, lists.taps,
-             cuts[piece], cuts[piece + 1]);
+        const int64_t lane = item / n_tiles * kLanes;
+        const ConvLines<A> lines{static_cast<const T*>(source.data) + lane,
+                                 addend == nullptr ? nullptr : addend + lane,
+                                 wide_bias,
+                                 static_cast<T*>(target.data) + lane,
+                                 images,
+                                 source.rows * source.cols,
+                                 pixels,
+                                 source.channels,
+                                 static_cast<int>(std::min(kLanes, images - lane)),
+                                 activation,
+                                 plan.runs.data(),
+                                 plan.segments.data(),
+                                 plan.in_step,
+                                 plan.out_step,
+                                 lists.entries,
+                                 lists.starts,
+                                 lists.taps};
+        const ConvTile& tile = plan.tiles[item % n_tiles];
+        const bool more = item + 1 < last && (item + 1) % n_tiles != 0;
+        sums(lines, tile, more ? &tile + 1 : nullptr, cuts[piece], cuts[piece + 1]);
       }
     }
   });

@@ -4,17 +4,27 @@
 
 #include "sparse_conv2d_geometry.h"
 #include "sparse_conv2d_lanes.h"
+#include "sparse_conv2d_taps.h"
 #include "sparse_conv2d_weight.h"
 
 namespace sparse_ops {
 
-// What a thread sums at once: lanes first .. first + lanes of every line of target channels.
+// What a thread sums: a tile of `lanes` lanes of every line of target channels.
+template <typename A>
 struct ConvLines {
-  const void *x, *bias, *addend;  // lanes of x, of the accumulator's type, like y; the last two may be null
+  const void *x, *addend;  // the first of the lanes; addend, like y, and bias may be null
+  const A* bias;
   void* y;
-  int64_t pitch, plane;  // elements from line to line, lines of a target channel
-  int lanes;             // at most 64 bytes of accumulators
+  int64_t pitch, source_plane, plane;  // elements from line to line, lines of a source and of a target channel
+  int64_t source_channels;
+  int lanes;  // at most 64 bytes of accumulators
   ConvActivation activation;
+  const ConvRun* runs;
+  const ConvSegment* segments;
+  int64_t in_step, out_step;
+  const ConvEntry<A>* entries;
+  const int32_t* starts;
+  int64_t taps;
 };
 
 // target = activation(weight * source + bias + addend); bias: (channels,), addend: like the target, or null.

@@ -16,131 +16,184 @@ struct InBody<sparse_ops::Bfloat> {
   using type = BFloat;
 };
 
-// The first n of a vector's elements; the others are 0. n may be less than 0, or more than there are.
-template <typename T>
-static inline auto load_some(const T* p, int n) {
-  T some[kVectorBytes / sizeof(typename Compute<T>::type)] = {};
-  const int most = static_cast<int>(sizeof(some) / sizeof(T));
-  if (n > 0) std::memcpy(some, p, (n < most ? n : most) * sizeof(T));
-  return load(some);
-}
-
-template <typename T, typename V>
-static inline void store_some(T* p, const V& v, int n) {
-  T some[kVectorBytes / sizeof(typename Compute<T>::type)];
-  const int most = static_cast<int>(sizeof(some) / sizeof(T));
-  store(some, v);
-  if (n > 0) std::memcpy(p, some, (n < most ? n : most) * sizeof(T));
-}
-
+// A vector of line p, of which the first `lanes` elements exist; what is beyond them is read as 0 and not written. Only
+// AVX-512 masks at no cost: elsewhere `Some` says whether any is missing, and such lines take a path of their own.
 #if SPARSE_OPS_AVX512
-static inline uint32_t first_bits(int n) { return n <= 0 ? 0 : (1u << (n < 16 ? n : 16)) - 1; }
-static inline Vector<float> load_some(const float* p, int n) {
-  return (Vector<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(first_bits(n)), p);
+constexpr bool kMasks = true;
+static inline __mmask16 mask_of(int lanes) { return static_cast<__mmask16>(lanes < 16 ? (1u << lanes) - 1 : 0xffff); }
+template <bool Some>
+static inline Vector<float> load_line(const float* p, int, int lanes) {
+  return (Vector<float>)_mm512_maskz_loadu_ps(mask_of(lanes), p);
 }
-static inline void store_some(float* p, const Vector<float>& v, int n) {
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first_bits(n)), (__m512)v);
+template <bool Some>
+static inline Vector<double> load_line(const double* p, int, int lanes) {
+  return (Vector<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask_of(lanes)), p);
 }
-static inline Vector<float> load_some(const BFloat* p, int n) {
-  const __m256i halves = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_bits(n)), p);
+template <bool Some>
+static inline Vector<float> load_line(const BFloat* p, int, int lanes) {
+  const __m256i halves = _mm256_maskz_loadu_epi16(mask_of(lanes), p);
   return (Vector<float>)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
-static inline Vector<float> load_some(const Half* p, int n) {
-  return (Vector<float>)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_bits(n)), p));
+template <bool Some>
+static inline Vector<float> load_line(const Half* p, int, int lanes) {
+  return (Vector<float>)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(lanes), p));
+}
+#else
+constexpr bool kMasks = false;
+template <bool Some, typename T>
+static inline auto load_line(const T* p, int v, int lanes) {
+  constexpr int W = Lanes<typename Compute<T>::type>::count;
+  if constexpr (!Some) return load(p + v * W);
+  T some[W] = {};
+  const int n = lanes - v * W;
+  if (n > 0) std::memcpy(some, p + v * W, (n < W ? n : W) * sizeof(T));
+  return load(some);
 }
 #endif
 
-// P pixels of one class, target channels begin .. end; K separate sums each where P alone would wait for the adder.
-template <typename T, int P, int K, bool Full>
-static void block_rows(const ConvLines& lines, const ConvBlock& block, const ConvSegment* segments, int n_segments,
-                       const ConvEntry<typename Compute<T>::type>* entries, const int32_t* starts, int64_t taps,
-                       int64_t begin, int64_t end) {
-  using A = typename Compute<T>::type;
-  constexpr int W = Lanes<A>::count, N = 64 / kVectorBytes;
+template <typename T, typename V>
+static inline void store_line(T* p, int v, int lanes, const V& x) {
+  constexpr int W = Lanes<typename Compute<T>::type>::count;
+  const int n = lanes - v * W;
+  if (n >= W) return store(p + v * W, x);
+  T some[W];
+  store(some, x);
+  if (n > 0) std::memcpy(p + v * W, some, n * sizeof(T));
+}
+
+// How many pixels are summed at once: as many as the registers hold sums of; fewer where that is not worth the code.
+template <typename T>
+constexpr int kMostPixels = SPARSE_OPS_AVX512 ? (sizeof(T) == 8 ? 4 : 8)
+                            : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3)
+                                              : (sizeof(T) == 2 ? 1 : 2);
+
+// Adds the entries e .. last to the sums of pixels First .. P - Last of a run; K separate sums each.
+template <typename T, int P, int K, bool Some, int First, int Last, typename A>
+static inline void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, const ConvEntry<A>* last, int64_t pitch,
+                               int lanes, Vector<A> (&acc)[K][P][64 / kVectorBytes]) {
+  constexpr int N = 64 / kVectorBytes;
+  for (; e + K <= last; e += K)
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      const int64_t offset = e[k].offset * pitch;
+#pragma GCC unroll 8
+      for (int p = First; p < P - Last; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) acc[k][p][v] += e[k].value * load_line<Some>(in[p] + offset, v, lanes);
+    }
+  if constexpr (K > 1)
+    for (; e < last; ++e) {
+      const int64_t offset = e->offset * pitch;
+#pragma GCC unroll 8
+      for (int p = First; p < P - Last; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) acc[0][p][v] += e->value * load_line<Some>(in[p] + offset, v, lanes);
+    }
+}
+
+// P pixels of a run, from its pixel `at` on, of one target channel; K separate sums each where P alone would wait for the
+// adder.
+template <typename T, int P, int K, bool Some, typename A>
+static void sum_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64_t row) {
+  constexpr int N = 64 / kVectorBytes;
   const int64_t pitch = lines.pitch;
+  const int n = lines.lanes;
   const T* in[P];
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) in[p] = static_cast<const T*>(lines.x) + block.in[p] * pitch;
-  const auto line = [&](const T* from, int v) {
-    if constexpr (Full) return load(from + v * W);
-    else return load_some(from + v * W, lines.lanes - v * W);
-  };
-  for (int64_t row = begin; row < end; ++row) {
-    Vector<A> acc[K][P][N];
-    const A bias = lines.bias == nullptr ? A{} : static_cast<const A*>(lines.bias)[row];
+  for (int p = 0; p < P; ++p) in[p] = static_cast<const T*>(lines.x) + (run.in + (at + p) * lines.in_step) * pitch;
+  Vector<A> acc[K][P][N];
+  const A bias = lines.bias == nullptr ? A{} : lines.bias[row];
+#pragma GCC unroll 4
+  for (int k = 0; k < K; ++k)
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) {
-        acc[0][p][v] = Vector<A>{} + bias;
-#pragma GCC unroll 4
-        for (int k = 1; k < K; ++k) acc[k][p][v] = Vector<A>{};
-      }
-    for (int s = 0; s < n_segments; ++s) {
-      const auto* e = entries + starts[row * taps + segments[s].begin];
-      const auto* last = entries + starts[row * taps + segments[s].end];
-      for (; e + K <= last; e += K)
-#pragma GCC unroll 4
-        for (int k = 0; k < K; ++k) {
-          const int64_t offset = e[k].offset * pitch;
+      for (int v = 0; v < N; ++v) acc[k][p][v] = Vector<A>{} + (k == 0 ? bias : A{});
+  const ConvSegment *s = lines.segments + run.first, *end = lines.segments + run.last;
+  for (; s < end; ++s) {
+    const ConvEntry<A>* e = lines.entries + lines.starts[row * lines.taps + s->begin];
+    const ConvEntry<A>* last = lines.entries + lines.starts[row * lines.taps + s->end];
+    const bool without_first = s->without_first && at == 0, without_last = s->without_last && at + P == run.pixels;
+    if constexpr (P == 1) {
+      if (!without_first && !without_last) add_entries<T, P, K, Some, 0, 0>(in, e, last, pitch, n, acc);
+    } else {
+      if (without_first)
+        add_entries<T, P, K, Some, 1, 0>(in, e, last, pitch, n, acc);
+      else if (without_last)
+        add_entries<T, P, K, Some, 0, 1>(in, e, last, pitch, n, acc);
+      else
+        add_entries<T, P, K, Some, 0, 0>(in, e, last, pitch, n, acc);
+    }
+  }
+  const int64_t channel = row * lines.plane + run.out;
 #pragma GCC unroll 8
-          for (int p = 0; p < P; ++p)
+  for (int p = 0; p < P; ++p) {
+    const int64_t to = (channel + (at + p) * lines.out_step) * pitch;
 #pragma GCC unroll 4
-            for (int v = 0; v < N; ++v) acc[k][p][v] += e[k].value * line(in[p] + offset, v);
-        }
-      for (; e < last; ++e) {
-        const int64_t offset = e->offset * pitch;
-#pragma GCC unroll 8
-        for (int p = 0; p < P; ++p)
+    for (int v = 0; v < N; ++v) {
 #pragma GCC unroll 4
-          for (int v = 0; v < N; ++v) acc[0][p][v] += e->value * line(in[p] + offset, v);
+      for (int k = 1; k < K; ++k) acc[0][p][v] += acc[k][p][v];
+      if (lines.addend != nullptr) acc[0][p][v] += load_line<Some>(static_cast<const T*>(lines.addend) + to, v, n);
+      store_line(static_cast<T*>(lines.y) + to, v, n, activated<A>(acc[0][p][v], lines.activation));
+    }
+  }
+}
+
+template <typename T, int P, typename A>
+static inline void whole_run(const ConvLines<A>& lines, const ConvRun& run, int64_t row) {
+  constexpr int K = P == 1 ? 4 : P == 2 ? (kVectorBytes == 64 ? 4 : 2) : P == 3 && kVectorBytes == 64 ? 2 : 1;
+  if constexpr (P <= kMostPixels<T>) sum_run<T, P, kVectorBytes == 16 ? 1 : K, false>(lines, run, 0, row);
+}
+
+template <typename T, typename A>
+static void sum_tile(const ConvLines<A>& lines, const ConvTile& tile, const ConvTile* next, int64_t begin,
+                     int64_t end) {
+  // While a tile is worked on, what the next one reads first is fetched into the L2 cache, a share with each channel.
+  const char* fetch = nullptr;
+  int64_t line = 0, stop = 0, ahead = 0;
+  const int64_t line_bytes = lines.pitch * static_cast<int64_t>(sizeof(T));
+  if (next != nullptr && next->fetch_count > 0) {
+    fetch = static_cast<const char*>(lines.x) + next->fetch * line_bytes;
+    stop = lines.source_channels * next->fetch_count;
+    ahead = (stop + end - begin - 1) / (end - begin);
+  }
+  for (int64_t row = begin; row < end; ++row) {
+    if (fetch != nullptr) {
+      const int64_t last = line + ahead < stop ? line + ahead : stop;
+      int64_t channel = line / next->fetch_count, at = line % next->fetch_count;
+      for (; line < last; ++line) {
+        __builtin_prefetch(fetch + (channel * lines.source_plane + at) * line_bytes, 0, 2);
+        if (++at == next->fetch_count) at = 0, ++channel;
       }
     }
-    const int64_t channel = row * lines.plane;
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      const int64_t at = (channel + block.out[p]) * pitch;
-#pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) {
-#pragma GCC unroll 4
-        for (int k = 1; k < K; ++k) acc[0][p][v] += acc[k][p][v];
-        if (lines.addend != nullptr) acc[0][p][v] += line(static_cast<const T*>(lines.addend) + at, v);
-        const Vector<A> y = activated<A>(acc[0][p][v], lines.activation);
-        T* to = static_cast<T*>(lines.y) + at + v * W;
-        if constexpr (Full) store(to, y);
-        else store_some(to, y, lines.lanes - v * W);
+    for (const ConvRun* run = lines.runs + tile.first; run < lines.runs + tile.last; ++run) {
+      if constexpr (!kMasks)
+        if (lines.lanes < 64 / static_cast<int>(sizeof(A))) {
+          for (int p = 0; p < run->pixels; ++p) sum_run<T, 1, 1, true>(lines, *run, p, row);
+          continue;
+        }
+      switch (run->pixels) {
+        case 1: whole_run<T, 1>(lines, *run, row); break;
+        case 2: whole_run<T, 2>(lines, *run, row); break;
+        case 3: whole_run<T, 3>(lines, *run, row); break;
+        case 4: whole_run<T, 4>(lines, *run, row); break;
+        case 5: whole_run<T, 5>(lines, *run, row); break;
+        case 6: whole_run<T, 6>(lines, *run, row); break;
+        case 7: whole_run<T, 7>(lines, *run, row); break;
+        case 8: whole_run<T, 8>(lines, *run, row); break;
       }
     }
   }
 }
 
-template <typename T, bool Full, typename... Rest>
-static void block_of(const ConvLines& lines, const ConvBlock& block, const Rest&... rest) {
-  switch (block.pixels) {
-    case 1: return block_rows<T, 1, 4, Full>(lines, block, rest...);
-    case 2: return block_rows<T, 2, kVectorBytes == 64 ? 4 : 2, Full>(lines, block, rest...);
-    case 3: return block_rows<T, 3, kVectorBytes == 64 ? 2 : 1, Full>(lines, block, rest...);
-#if !SPARSE_OPS_SCALAR
-    case 4: return block_rows<T, 4, 1, Full>(lines, block, rest...);
-    case 5: return block_rows<T, 5, 1, Full>(lines, block, rest...);
-    case 6: return block_rows<T, 6, 1, Full>(lines, block, rest...);
-#endif
-#if SPARSE_OPS_AVX512
-    case 7: return block_rows<T, 7, 1, Full>(lines, block, rest...);
-    case 8: return block_rows<T, 8, 1, Full>(lines, block, rest...);
-#endif
-  }
+// Target channels begin .. end of a tile; `next` is the tile that this thread works on next, if any.
+template <typename M>
+static void line_sums(const ConvLines<Accumulator<M>>& lines, const ConvTile& tile, const ConvTile* next, int64_t begin,
+                      int64_t end) {
+  sum_tile<typename InBody<M>::type>(lines, tile, next, begin, end);
 }
 
 template <typename M>
-static void line_sums(const ConvLines& lines, const ConvBlock& block, const ConvSegment* segments, int n_segments,
-                      const ConvEntry<Accumulator<M>>* entries, const int32_t* starts, int64_t taps, int64_t begin,
-                      int64_t end) {
-  using T = typename InBody<M>::type;
-  using A = Accumulator<M>;
-  if (lines.lanes == 64 / static_cast<int>(sizeof(A)))
-    return block_of<T, true>(lines, block, segments, n_segments, entries, starts, taps, begin, end);
-  return block_of<T, false>(lines, block, segments, n_segments, entries, starts, taps, begin, end);
+static int most_line_pixels() {
+  return kMostPixels<typename InBody<M>::type>;
 }
-
-static int most_line_pixels() { return SPARSE_OPS_AVX512 ? 8 : SPARSE_OPS_AVX2 ? 6 : 3; }

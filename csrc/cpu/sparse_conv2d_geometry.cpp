@@ -34,6 +34,8 @@ static int64_t source_of(const ConvAxis& axis, int64_t t, int64_t k, bool whole)
   return s - first;
 }
 
+bool ConvAxis::sees(int64_t t, int64_t k) const { return source_of(*this, t, k, true) >= 0; }
+
 std::vector<ConvClass> conv_classes(const ConvAxis& axis, int64_t n, bool whole) {
   std::vector<ConvClass> classes;
   std::vector<int32_t> offset(axis.kernel);

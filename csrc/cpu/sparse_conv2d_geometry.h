@@ -36,6 +36,7 @@ struct ConvAxis {
   // Target t reads the source coordinate base(t) + delta(k) at tap k, if it reads any.
   int64_t base(int64_t t) const;
   int64_t delta(int64_t k) const;
+  bool sees(int64_t t, int64_t k) const;
 };
 
 struct ConvClass {

@@ -1,29 +1,111 @@
-// Blocks of target pixels and the taps that they see.
+// Runs of target pixels, the taps that they see, and tiles of runs.
 #include "sparse_conv2d_taps.h"
 
 namespace sparse_ops {
 
-static std::vector<ConvClass> classes_of(const ConvAxis& axis) {
-  auto classes = conv_classes(axis, axis.target, true);
-  for (ConvClass& c : classes)
-    for (size_t i = 0; i < c.target.size(); ++i) c.base[i] = static_cast<int32_t>(axis.base(c.target[i]));
-  return classes;
+namespace {
+
+// Whether n target columns may be one run: those inside of it see the same taps, and of these an end may miss some.
+bool is_run(const ConvAxis& w, const int32_t* columns, int64_t n) {
+  if (n < 3) return true;
+  for (int64_t k = 0; k < w.kernel; ++k) {
+    const bool inside = w.sees(columns[1], k), first = w.sees(columns[0], k), last = w.sees(columns[n - 1], k);
+    if (inside ? !first && !last : first || last) return false;
+    for (int64_t i = 2; i + 1 < n; ++i)
+      if (w.sees(columns[i], k) != inside) return false;
+  }
+  return true;
 }
 
-ConvTapBlocks conv_tap_blocks(const ConvAxis& h, const ConvAxis& w, int most) {
-  const auto rows = classes_of(h), cols = classes_of(w);
-  ConvTapBlocks result;
-  result.blocks = conv_blocks(rows, cols, w.source, w.target, most);
-  result.first.push_back(0);
-  for (const ConvClass& r : rows)
-    for (const ConvClass& c : cols) {
+struct Columns {
+  int32_t first, pixels;  // target column, how many
+};
+
+std::vector<Columns> column_runs(const ConvAxis& w, int most) {
+  const int64_t phases = w.transposed ? w.stride : 1;
+  std::vector<Columns> result;
+  for (int64_t phase = 0; phase < std::min(phases, w.target); ++phase) {
+    std::vector<int32_t> columns;
+    for (int64_t t = phase; t < w.target; t += phases) columns.push_back(static_cast<int32_t>(t));
+    const auto count = static_cast<int64_t>(columns.size());
+    for (int64_t at = 0, n; at < count; at += n) {
+      const int64_t pieces = (count - at + most - 1) / most;
+      n = (count - at + pieces - 1) / pieces;
+      while (!is_run(w, columns.data() + at, n)) --n;
+      result.push_back({columns[at], static_cast<int32_t>(n)});
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+ConvTapRuns conv_tap_runs(const ConvAxis& h, const ConvAxis& w, int64_t source_channels, int most) {
+  // Of a core's 1 MiB of L2 cache, where the target's lines and the lists pass through as well.
+  constexpr int64_t kCached = 704 << 10;
+  ConvTapRuns result;
+  result.in_step = static_cast<int32_t>(w.transposed ? 1 : w.stride);
+  result.out_step = static_cast<int32_t>(w.transposed ? w.stride : 1);
+  const auto columns = column_runs(w, most);
+  const auto rows = conv_classes(h, h.target, true);
+  std::vector<int32_t> class_of(h.target);
+  std::vector<std::pair<int32_t, int32_t>> seen;  // the segments of (row class, column run)
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (const int32_t t : rows[i].target) class_of[t] = static_cast<int32_t>(i);
+    for (const Columns& c : columns) {
+      const int64_t last = c.first + (c.pixels - 1) * result.out_step;
+      const auto first = static_cast<int32_t>(result.segments.size());
       for (int64_t tap = 0; tap < h.kernel * w.kernel; ++tap) {
-        if (r.offset[tap / w.kernel] < 0 || c.offset[tap % w.kernel] < 0) continue;
-        const bool first = static_cast<int32_t>(result.segments.size()) == result.first.back();
-        if (first || result.segments.back().end != tap) result.segments.push_back({static_cast<int32_t>(tap), 0});
-        result.segments.back().end = static_cast<int32_t>(tap + 1);
+        const int64_t k = tap % w.kernel;
+        if (rows[i].offset[tap / w.kernel] < 0) continue;
+        const bool at_first = w.sees(c.first, k), at_last = w.sees(last, k);
+        const bool inside = c.pixels > 2 ? w.sees(c.first + result.out_step, k) : at_first || at_last;
+        if (!inside) continue;
+        const ConvSegment one{static_cast<int32_t>(tap), static_cast<int32_t>(tap + 1), !at_first, !at_last};
+        const bool begins = static_cast<int32_t>(result.segments.size()) == first;
+        ConvSegment* before = begins ? nullptr : &result.segments.back();
+        if (before != nullptr && before->end == tap && before->without_first == one.without_first &&
+            before->without_last == one.without_last)
+          before->end = one.end;
+        else
+          result.segments.push_back(one);
       }
-      result.first.push_back(static_cast<int32_t>(result.segments.size()));
+      seen.emplace_back(first, static_cast<int32_t>(result.segments.size()));
+    }
+  }
+
+  // Tiles are bands of rows, or parts of one row where a row reads too many lines.
+  const int64_t budget = kCached / (64 * source_channels);
+  int64_t band = 1;
+  while (band < h.target && std::min(h.extent(band + 1), h.source) * w.source <= budget) ++band;
+  const int64_t reach = std::min(h.extent(1), h.source) * (result.in_step * most + w.kernel - 1);
+  const bool wide = band > 1 || std::min(h.extent(1), h.source) * w.source <= budget;
+  const int64_t parts = wide ? static_cast<int64_t>(columns.size()) : std::max<int64_t>(1, budget / reach);
+  int64_t fetched = 0;
+  for (int64_t top = 0; top < h.target; top += band)
+    for (int64_t part = 0; part < static_cast<int64_t>(columns.size()); part += parts) {
+      const auto first = static_cast<int32_t>(result.runs.size());
+      const int64_t end = std::min<int64_t>(part + parts, columns.size()), bottom = std::min(top + band, h.target);
+      for (int64_t t = top; t < bottom; ++t)
+        for (int64_t c = part; c < end; ++c) {
+          const auto& [begin, stop] = seen[class_of[t] * columns.size() + c];
+          result.runs.push_back({columns[c].pixels,
+                                 static_cast<int32_t>(h.base(t) * w.source + w.base(columns[c].first)),
+                                 static_cast<int32_t>(t * w.target + columns[c].first), begin, stop});
+        }
+      const int64_t lowest = std::clamp<int64_t>(h.origin(bottom - 1) + h.extent(1), 0, h.source);
+      ConvTile tile{first, static_cast<int32_t>(result.runs.size()), 0, 0};
+      if (wide) {
+        tile.fetch = static_cast<int32_t>(fetched * w.source);
+        tile.fetch_count = static_cast<int32_t>(std::max<int64_t>(0, lowest - fetched) * w.source);
+        fetched = std::max(fetched, lowest);
+      } else if (lowest > 0) {
+        const int64_t left = std::clamp<int64_t>(w.base(columns[part].first), 0, w.source - 1);
+        tile.fetch = static_cast<int32_t>((lowest - 1) * w.source + left);
+        tile.fetch_count =
+            static_cast<int32_t>(std::min<int64_t>(w.source - left, (end - part) * most * result.in_step));
+      }
+      result.tiles.push_back(tile);
     }
   return result;
 }

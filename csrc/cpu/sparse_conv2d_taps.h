@@ -11,24 +11,37 @@
 
 namespace sparse_ops {
 
-// Taps begin .. end - 1.
+// Taps begin .. end - 1, which all pixels of a run see, but for the first and the last of them where those are left out.
 struct ConvSegment {
   int32_t begin, end;
+  bool without_first, without_last;
 };
 
-// Target pixels in blocks, and the segments that each class of them sees: segments[first[cls]] .. segments[first[cls + 1]].
-struct ConvTapBlocks {
-  std::vector<ConvBlock> blocks;
+// Up to eight target pixels of one image row: target lines out, out + out_step, ..., and source lines in, in + in_step,
+// ... of tap (0, 0), which may lie outside of the image. They see the segments first .. last.
+struct ConvRun {
+  int32_t pixels, in, out, first, last;
+};
+
+// Runs of neighbouring pixels, all target channels of which are worked on together; fetch, fetch_count: the lines of each
+// source channel that the tile before does not read.
+struct ConvTile {
+  int32_t first, last, fetch, fetch_count;
+};
+
+struct ConvTapRuns {
+  std::vector<ConvRun> runs;
   std::vector<ConvSegment> segments;
-  std::vector<int32_t> first;
+  std::vector<ConvTile> tiles;
+  int32_t in_step, out_step;
 };
 
-// Of whole images; a block's `in` lines count from the source coordinate that tap (0, 0) would read, which may lie
-// outside of the image (and then be negative).
-ConvTapBlocks conv_tap_blocks(const ConvAxis& h, const ConvAxis& w, int most);
+// The target pixels of whole images in runs of at most `most` and tiles whose source lines, 64 bytes each in as many
+// channels, stay in the L2 cache where possible.
+ConvTapRuns conv_tap_runs(const ConvAxis& h, const ConvAxis& w, int64_t source_channels, int most);
 
 // Row r (target channel) holds entries starts[r * taps] .. starts[(r + 1) * taps], tap t from starts[r * taps + t] on. An
-// entry's offset, in lines, is that of its source channel and tap from a block's `in` lines. Lives in the calling
+// entry's offset, in lines, is that of its source channel and tap from a run's `in` lines. Lives in the calling
 // thread's scratch memory.
 template <typename A>
 struct ConvTapLists {

@@ -58,23 +58,25 @@ torch.library.register_fake("sparse_ops::sparse_conv2d", _output)
 @torch.library.impl("sparse_ops::sparse_conv2d", ("cpu", "cuda"))
 def _sparse_conv2d(x: Tensor, values: Tensor, *arguments: Any) -> Tensor:
     y = _output(x, values, *arguments)
-    row_offsets, columns, _, _, _, bias, *rest = arguments
-    *window, addend, activation = (*rest, *(None, "none")[len(rest) - 5 :])  # the dispatcher leaves out defaults
+    row_offsets, columns, _, _, _, bias, *window = arguments
+    activation = window.pop(6) if len(window) > 6 else "none"  # the dispatcher leaves out defaults
+    addend = window.pop(5) if len(window) > 5 else None
     x, values = operands.dense_in_memory(x), values.contiguous()
     bias = None if bias is None else bias.contiguous()
     if addend is not None:
         addend = operands.like_in_memory(addend, y)
+    window += [addend, activation]
     match launch.backend(x.device):
         case "native":
-            epilogue = addend, activation, operands.layout(x)
-            extension.native().sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, *epilogue)
+            layout = operands.layout(x)
+            extension.native().sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, layout)
         case "triton":
             from sparse_ops.kernels import sparse_conv2d as kernel
 
             with launch.on(x.device):
-                kernel.sparse_conv2d(x, values, row_offsets, columns, bias, y, *window, addend, activation)
+                kernel.sparse_conv2d(x, values, row_offsets, columns, bias, y, *window)
         case "reference":
-            y.copy_(reference.sparse_conv2d(x, values, row_offsets, columns, bias, *window, addend, activation))
+            y.copy_(reference.sparse_conv2d(x, values, row_offsets, columns, bias, *window))
     return y
 
 
