@@ -1,114 +1,218 @@
-"""Sparse convolution against dense torch.nn.functional.conv2d, which is timed in NCHW and in channels_last.
+"""SparseConv2d against every dense contender on this machine: forward, and forward + backward.
 
-python -m bench conv --shapes resnet50 --sparsity 0.95 0.98 --json out/conv.jsonl
+    python -m bench conv --json bench/results/conv.jsonl
+    python -m bench conv --shapes resnet50 --sparsity 0.95 0.98 --mask erk --batch 16 --threads 1 2 --json FILE
+    python -m bench conv --model pruned.safetensors --side 28 --json FILE
+    python -m bench conv --plot docs/kernels/conv.svg --json FILE
+
+All contenders of a line are timed in turn in one process; one that cannot run here is named with the reason. Layouts
+are nchw and channels_last, as users hold images, and batch-last, in which sparse layers hand them on. A record has the
+greatest error against float64, relative to what rounding the dtype may cost, and its tolerance; the table compares
+ours with the best dense contender of any dtype, then float32 with float32. Padding is half the kernel.
 """
 
 import argparse
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from bench.common import measure, parser, report, start
-from sparse_ops.formats import Pattern
-from sparse_ops.ops.sparse_conv2d import sparse_conv2d
-from sparse_ops.ops.sparse_conv2d_input_grad import sparse_conv2d_input_grad
-from sparse_ops.ops.sparse_conv2d_weight_grad import sparse_conv2d_weight_grad
+from bench import speedups, weights
+from bench.common import measure, parser, report, skip, start
+from bench.linear import error, kind, tolerance
+from bench.rivals import Contenders, compiled
+from sparse_ops.layouts import batch_last
+from sparse_ops.nn import SparseConv2d
 
-# images, in channels, out channels, image side, kernel, stride
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Channels, the side of the image, kernel and stride of a layer."""
+
+    in_channels: int
+    out_channels: int
+    side: int
+    kernel: int
+    stride: int = 1
+
+    def __str__(self) -> str:
+        window = f"{self.kernel}x{self.kernel}/{self.stride}"
+        return f"{self.in_channels}-{self.out_channels} {window} {self.side}x{self.side}"
+
+
 SHAPES = {
-    "demo": [
-        (64, 32, 32, 8, 3, 1),
-        (64, 64, 64, 8, 3, 1),
-        (64, 64, 128, 8, 3, 2),
-        (64, 128, 128, 8, 3, 1),
-        (64, 64, 64, 4, 3, 1),
-        (64, 128, 128, 4, 3, 1),
-        (64, 128, 128, 2, 3, 1),
-    ],
     "resnet50": [
-        (16, 64, 64, 56, 3, 1),
-        (16, 128, 128, 28, 3, 1),
-        (16, 256, 256, 14, 3, 1),
-        (16, 512, 512, 7, 3, 1),
-        (16, 128, 128, 56, 3, 2),
-        (16, 256, 256, 28, 3, 2),
-        (16, 64, 256, 56, 1, 1),
-        (16, 256, 64, 56, 1, 1),
-        (16, 512, 128, 28, 1, 1),
-        (16, 1024, 256, 14, 1, 1),
-        (16, 2048, 512, 7, 1, 1),
+        *(Shape(c, c, side, 3) for c, side in ((64, 56), (128, 28), (256, 14), (512, 7))),
+        *(Shape(c, c, side, 3, 2) for c, side in ((128, 56), (256, 28), (512, 14))),
+        Shape(64, 256, 56, 1),
+        Shape(256, 64, 56, 1),
+        Shape(512, 128, 28, 1),
+        Shape(1024, 256, 14, 1),
+        Shape(2048, 512, 7, 1),
+        Shape(256, 512, 56, 1, 2),
+    ],
+    "large": [Shape(64, 64, 56, 5), Shape(64, 64, 28, 7), Shape(128, 128, 28, 5, 2)],
+    "demo": [
+        *(Shape(c, c, 8, 3) for c in (32, 64, 128)),
+        Shape(64, 128, 8, 3, 2),
+        *(Shape(c, c, 4, 3) for c in (64, 128)),
     ],
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": Tensor.contiguous,
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "batch-last": batch_last,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def forward(x: Tensor, weight: Tensor, window: tuple) -> dict[str, Callable[[], Tensor]]:
-    """Both sides in both memory formats."""
-    pattern, values = Pattern.from_dense(weight)
-    last = torch.channels_last
-    x_last, weight_last = x.to(memory_format=last), weight.to(memory_format=last)
-    kernel, stride, padding = window
-    return {
-        "dense nchw": lambda: conv2d(x, weight, None, stride, padding),
-        "dense channels_last": lambda: conv2d(x_last, weight_last, None, stride, padding),
-        "sparse nchw": lambda: sparse_conv2d(x, values, *pattern.tensors(), None, kernel, stride, padding),
-        "sparse channels_last": lambda: sparse_conv2d(
-            x_last, values, *pattern.tensors(), None, kernel, stride, padding
-        ),
-    }
+def prepacked(x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> Callable[[], Tensor]:
+    """oneDNN's convolution with the weight in its own blocked form, packed for this batch: what freezing gives."""
+    window = [shape.kernel // 2] * 2, [shape.stride] * 2, [1, 1], 1
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *window, list(x.shape))
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *window, "none", [], "")
 
 
-def backward(x: Tensor, weight: Tensor, window: tuple) -> dict[str, Callable[[], object]]:
-    """Input and weight gradient together, NCHW for the sparse side."""
-    pattern, values = Pattern.from_dense(weight)
-    kernel, stride, padding = window
-    dy = torch.randn_like(conv2d(x, weight, None, stride, padding))
-    rest = (None, stride, padding, (1, 1), False, (0, 0), 1, (True, True, False))
-    last = [t.to(memory_format=torch.channels_last) for t in (dy, x, weight)]
-    size = (x.shape[2], x.shape[3])
-
-    def sparse() -> tuple[Tensor, Tensor]:
-        parts = pattern.tensors()
-        dx = sparse_conv2d_input_grad(dy, values, *parts, size, kernel, stride, padding)
-        return dx, sparse_conv2d_weight_grad(x, dy, *parts, kernel, stride, padding)
-
-    return {
-        "dense backward nchw": lambda: torch.ops.aten.convolution_backward(dy, x, weight, *rest),
-        "dense backward channels_last": lambda: torch.ops.aten.convolution_backward(*last, *rest),
-        "sparse backward nchw": sparse,
-    }
+def module(weight: Tensor, bias: Tensor, shape: Shape) -> nn.Conv2d:
+    layer = nn.Conv2d(
+        shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.kernel // 2, device="meta"
+    )
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
 
 
-def compare(args: argparse.Namespace, shape: tuple[int, ...], sparsity: float) -> None:
-    """Time one layer and report every contender, with the best sparse over the best dense."""
-    n, c, o, side, k, s = shape
-    dtype = DTYPES[args.dtype]
-    weight = torch.randn(o, c, k, k) * (torch.rand(o, c, k, k) >= sparsity)
-    x = torch.randn(n, c, side, side, device=args.device).to(dtype)
-    window = ((k, k), (s, s), (k // 2, k // 2))
-    make = backward if args.backward else forward
-    with torch.inference_mode():
-        times = measure(make(x, weight.to(args.device, dtype), window), args)
-    pixels = n * ((side - 1) // s + 1) ** 2
-    passes = 2 if args.backward else 1
-    for name, time in times.items():
-        live = int(weight.count_nonzero()) if name.startswith("sparse") else weight.numel()
-        record = {"op": "sparse_conv2d", "shape": shape, "dtype": args.dtype, "sparsity": sparsity, "contender": name}
-        report(args, **record, flops=2.0 * passes * live * pixels, **time)
-    best = {kind: min(t["ms"] for name, t in times.items() if name.startswith(kind)) for kind in ("dense", "sparse")}
-    print(f"{'':16} {shape!s:28} sparsity {sparsity:.1%}: sparse is {best['dense'] / best['sparse']:.1f} times faster")
+def forward(shape: Shape, weight: Tensor, x: Tensor, bias: Tensor, compile_dense: bool) -> Contenders:
+    """y alone, to be run in inference mode; weight, x and bias are float32 and made half where a name says so."""
+    found = Contenders()
+    run = functools.partial(conv2d, stride=shape.stride, padding=shape.kernel // 2)
+    for dtype_name, dtype in DTYPES.items():
+        for layout in ("nchw", "channels_last"):
+            own = [LAYOUTS[layout](x.to(dtype)), LAYOUTS[layout](weight.to(dtype)), bias.to(dtype)]
+            name = f"dense {dtype_name} {layout}"
+            found.add(name, lambda own=own: functools.partial(run, *own))
+            if layout == "channels_last":
+                found.add(f"{name} prepacked", functools.partial(prepacked, *own, shape))
+                if compile_dense:
+                    found.add(f"{name} compiled", functools.partial(compiled, run, *own))
+        layer = SparseConv2d.from_dense(module(weight, bias, shape)).to(dtype).eval()
+        for layout, laid_out in LAYOUTS.items():
+            given = laid_out(x.to(dtype))
+            found.add(f"sparse_ops {dtype_name} {layout}", lambda layer=layer, x=given: functools.partial(layer, x))
+    return found
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
+def training(shape: Shape, weight: Tensor, x: Tensor, bias: Tensor, dy: Tensor, compile_dense: bool) -> Contenders:
+    """y, then the gradients of x, of the live weights (dense contenders mask theirs) and of the bias, given dy."""
+    found = Contenders()
+    mask = weight != 0
+
+    def gradients(layer: nn.Module, ready: Callable[..., Tensor], x: Tensor, dy: Tensor) -> list[Tensor]:
+        y = ready(x)
+        dx, dw, db = torch.autograd.grad(y, [x, *layer.parameters()], dy)
+        return [y, dx, dw.mul_(mask) if dw.dim() == 4 else dw, db]
+
+    for dtype_name, dtype in DTYPES.items():
+        for layout, laid_out in LAYOUTS.items():
+            given = laid_out(x.to(dtype, copy=True)).requires_grad_(), laid_out(dy.to(dtype))
+            layer = SparseConv2d.from_dense(module(weight, bias, shape)).to(dtype)
+            name = f"{dtype_name} {layout}"
+            found.add(f"sparse_ops {name}", functools.partial(functools.partial, gradients, layer, layer, *given))
+            if layout == "batch-last":
+                continue
+            dense = module(LAYOUTS[layout](weight.to(dtype)), bias.to(dtype), shape)
+            found.add(f"dense {name}", functools.partial(functools.partial, gradients, dense, dense, *given))
+            if compile_dense and layout == "channels_last":
+                ready = torch.compile(dense, dynamic=False)
+                make = functools.partial(functools.partial, gradients, dense, ready, *given)
+                found.add(f"dense {name} compiled", make)
+    return found
+
+
+def compare(
+    args: argparse.Namespace, shape: Shape, weight: weights.Weight, batch: int, threads: int
+) -> list[dict[str, Any]]:
+    """Measure all contenders on one layer; the records."""
+    torch.manual_seed(0)
+    live, n_terms = int(weight.dense.count_nonzero()), weight.dense[0].numel()
+    x, bias = torch.randn(batch, shape.in_channels, shape.side, shape.side), torch.randn(shape.out_channels)
+    run = functools.partial(conv2d, stride=shape.stride, padding=shape.kernel // 2)
+    expected, most = (run(*(f(t.double()) for t in (x, weight.dense, bias))) for f in (lambda t: t, torch.abs))
+    dy = torch.randn(expected.shape)
+    pixels = batch * expected.shape[2] * expected.shape[3]
+    where = {"shape": f"{shape} batch {batch}", "mask": weight.mask, "sparsity": weight.sparsity, "threads": threads}
+    records = []
+    for work in args.work:
+        torch._dynamo.reset()
+        with torch.inference_mode(work == "forward"):
+            if work == "forward":
+                found = forward(shape, weight.dense, x, bias, not args.no_compile)
+            else:
+                found = training(shape, weight.dense, x, bias, dy, not args.no_compile)
+            for name, reason in found.skipped.items():
+                skip(args, reason, op="conv", work=work, contender=name, **where)
+            errors = {}
+            for name, contender in found.runs.items():
+                y = contender()
+                errors[name] = error(y[0] if isinstance(y, list) else y, expected, most)
+            times = measure(found.runs, args)
+        for name, time in times.items():
+            allowed = tolerance(errors[name], n_terms)
+            if allowed is None:
+                skip(args, f"wrong by {errors[name]:.1e}", op="conv", work=work, contender=name, **where)
+                continue
+            values = weight.dense.numel() if kind(name) == "dense" else live
+            flops = 2.0 * values * pixels * (1 if work == "forward" else 3)
+            which = {"op": "conv", "work": work, "dtype": name.split()[1]}
+            rest = {"contender": name, "kind": kind(name), "tolerance": allowed, "error": errors[name]}
+            records.append(report(args, **which, **where, **rest, **time, flops=flops))
+    return records
+
+
+def problems(args: argparse.Namespace) -> Iterator[tuple[Shape, weights.Weight]]:
+    """The layers of --model, or those of --shapes with masks of their own."""
+    for path in args.model or []:
+        for weight in weights.trained(path):
+            if weight.dense.dim() == 4 and weight.dense.shape[2] == weight.dense.shape[3]:
+                out, channels, kernel, _ = weight.dense.shape
+                yield Shape(channels, out, args.side, kernel), weight
+    for name in [] if args.model else args.shapes:
+        sizes = [(s.out_channels, s.in_channels, s.kernel, s.kernel) for s in SHAPES[name]]
+        for made in weights.made(sizes, args.sparsity, args.mask):
+            yield from zip(SHAPES[name], made, strict=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser(__doc__, several_threads=True)
+    options.add_argument("--shapes", choices=SHAPES, nargs="+", default=["resnet50", "large"])
     options.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
-    options.add_argument("--dtype", choices=DTYPES, default="float32")
-    options.add_argument("--backward", action="store_true", help="both gradients instead of the forward pass")
-    args = start(options)
-    for name in args.shapes:
-        for shape in SHAPES[name]:
-            for sparsity in args.sparsity:
-                compare(args, shape, sparsity)
+    options.add_argument("--batch", type=int, nargs="+", default=[16])
+    options.add_argument("--mask", choices=["random", "erk"], default="random")
+    options.add_argument("--model", type=Path, nargs="+", metavar="FILE", help="weights of sparse_ops.save")
+    options.add_argument("--side", type=int, default=28, help="of the images for --model")
+    options.add_argument("--work", choices=["forward", "training"], nargs="+", default=["forward", "training"])
+    options.add_argument("--no-compile", action="store_true", help="leave out torch.compile, seconds a line")
+    options.add_argument("--plot", type=Path, metavar="FILE", help="draw the records of --json, measure nothing")
+    args = start(options, argv)
+    if args.plot is not None:
+        if args.json is None:
+            raise SystemExit("conv: --plot needs --json FILE with the records to draw")
+        of_conv = [r for r in speedups.read(args.json) if r["op"] == "conv"]
+        speedups.plot(of_conv, args.plot, "SparseConv2d over the best dense convolution")
+        print(speedups.table(of_conv))
+        return
+    records = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for shape, weight in problems(args):
+            for batch in args.batch:
+                records += compare(args, shape, weight, batch, threads)
+    print(speedups.table(records))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from bench import common, conv, linear, select, step
+from bench import common, conv, linear, select, step, weights
 from bench.gpu import append
 from bench.gpu_graphs import captured, warmed_up
+from sparse_ops.nn import SparseConv2d
 
 Runs = dict[str, Callable[[], Any]]
 Wrap = Callable[[Callable[[], Any]], Callable[[], Any]]
@@ -139,7 +140,32 @@ def linear_products(args: argparse.Namespace, dtype: str) -> None:
 def convolution(args: argparse.Namespace, dtype: str, backward: bool) -> None:
     """Sparse convolutions against cuDNN in both memory formats."""
     for shape in conv.SHAPES["resnet50"][:8:2]:
-        conv.compare(options(args, dtype=dtype, backward=backward, rounds=7), shape, 0.98)
+        size = shape.out_channels, shape.in_channels, shape.kernel, shape.kernel
+        torch.manual_seed(0)
+        weight = weights.draw(size, round(0.98 * torch.Size(size).numel())).to(args.device, common.DTYPES[dtype])
+        x = torch.randn(16, shape.in_channels, shape.side, shape.side).to(weight)
+        dense = conv.module(weight, weight.new_zeros(shape.out_channels), shape)
+        layers = {"dense": dense, "sparse": SparseConv2d.from_dense(dense)}
+        dy = torch.randn_like(dense(x).detach())
+        runs: Runs = {}
+        for layout in ("nchw", "channels_last"):
+            own, grad = (conv.LAYOUTS[layout](t.clone()) for t in (x, dy))
+            for name, layer in layers.items():
+                run = functools.partial(layer, own)
+                runs[f"{name} {layout}"] = functools.partial(_gradients, layer, own, grad) if backward else run
+        op = "sparse_conv2d" + " and its gradients" * backward
+        with torch.inference_mode(not backward):
+            results = timed(able(runs, args, op, f"{shape} {dtype}"), args)
+        for name, times in results.items():
+            live = weight.numel() if name.startswith("dense") else int(weight.count_nonzero())
+            flops = 2.0 * (3 if backward else 1) * live * dy.numel() / shape.out_channels
+            entry = {"op": op, "shape": str(shape), "dtype": dtype, "sparsity": 0.98, "contender": name}
+            common.report(args, flops=flops, **entry, **times)
+
+
+def _gradients(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(layer(leaf), [leaf, *layer.parameters()], dy)
 
 
 def benchmarks() -> list[tuple[str, Callable[[argparse.Namespace], None], float]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import linear, select, speedups, step, train_step
+from bench import conv, linear, select, speedups, step, train_step
 from sparse_ops import save
 from sparse_ops.nn import SparseLinear
 
@@ -69,6 +69,36 @@ def test_linear(monkeypatch, tmp_path, capsys):
     picture = tmp_path / "linear.svg"
     linear.main(["--plot", str(picture), "--json", str(tmp_path / "bench.linear.jsonl")])
     assert picture.read_text().lstrip().startswith("<?xml")
+
+
+def test_conv(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(conv.SHAPES, "demo", [conv.Shape(8, 12, 6, 3, 2), conv.Shape(12, 8, 4, 1)])
+    names = ["--shapes", "demo", "--batch", "3", "--sparsity", "0.5", "0.9", "--mask", "erk", "--no-compile"]
+    lines = [r for r in records(monkeypatch, tmp_path, conv, *names) if r["ms"]]
+    assert all(set(r) >= FIELDS and r["mask"] == "erk" for r in lines)
+    for work in ("forward", "training"):
+        found = {r["contender"]: r for r in lines if r["work"] == work and r["shape"] == "8-12 3x3/2 6x6 batch 3"}
+        layouts = {f"{dtype} {layout}" for dtype in conv.DTYPES for layout in conv.LAYOUTS}
+        assert {f"sparse_ops {name}" for name in layouts} <= set(found)
+        assert {f"dense {name}" for name in layouts if "batch-last" not in name} <= set(found)
+        assert found["sparse_ops float32 batch-last"]["tolerance"] == "float32"
+        assert found["sparse_ops bfloat16 nchw"]["tolerance"] == "half"
+    assert "training 12-8 1x1/1 4x4 batch 3, erk mask" in capsys.readouterr().out
+    picture = tmp_path / "conv.svg"
+    conv.main(["--plot", str(picture), "--json", str(tmp_path / "bench.conv.jsonl")])
+    assert picture.read_text().lstrip().startswith("<?xml")
+
+
+def test_conv_on_a_trained_model(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(8, 8))
+    with torch.no_grad():
+        for weight in (model[0].weight, model[1].weight):
+            weight *= torch.rand_like(weight) < 0.3
+    save(model, tmp_path / "net.safetensors")
+    names = ["--model", str(tmp_path / "net.safetensors"), "--side", "5", "--batch", "2", "--no-compile"]
+    lines = records(monkeypatch, tmp_path, conv, *names, "--work", "forward")
+    assert {(r["shape"], r["mask"]) for r in lines} == {("4-6 3x3/1 5x5 batch 2", "net")}
 
 
 def test_break_even_lies_between_the_points_around_it():
