@@ -4,12 +4,13 @@ from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.collapse import CollapseWarning
 from sparse_ops.methods.diffsparse import DifferentiableSparsification
+from sparse_ops.methods.evolutionary_set import SET
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
 from sparse_ops.methods.options import Options
 from sparse_ops.methods.registry import MethodInfo, get, names
-from sparse_ops.methods.rigl import SET, RigL
+from sparse_ops.methods.rigl import RigL
 from sparse_ops.methods.soft_threshold_str import STR
 from sparse_ops.methods.updater import PhaseChange, Sparsifier
 from sparse_ops.nn.parametrized import bake

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from sparse_ops.methods.acdc import ACDC
 from sparse_ops.methods.art import ART
 from sparse_ops.methods.diffsparse import DifferentiableSparsification
+from sparse_ops.methods.evolutionary_set import SET
 from sparse_ops.methods.gmp import GMP
 from sparse_ops.methods.greg import GReg, GReg2
 from sparse_ops.methods.magnitude import OneShot
-from sparse_ops.methods.rigl import SET, RigL
+from sparse_ops.methods.rigl import RigL
 from sparse_ops.methods.soft_threshold_str import STR
 from sparse_ops.methods.updater import Sparsifier
 

@@ -1,8 +1,6 @@
-"""RigL and SET: sparse from the first step to the last; now and then the smallest weights give way to new ones.
+"""RigL: sparse from the first step to the last; the smallest weights give way to others where the gradient is largest.
 
-RigL, new weights where the gradient is largest: Evci, Gale, Menick, Castro, Elsen: Rigging the Lottery: Making All
-Tickets Winners, ICML 2020, arXiv 1911.11134. SET, at random: Mocanu et al.: Scalable training of artificial neural
-networks with adaptive sparse connectivity inspired by network science, Nature Communications 9, 2018, arXiv 1707.04780.
+Evci, Gale, Menick, Castro, Elsen: Rigging the Lottery: Making All Tickets Winners, ICML 2020, arXiv 1911.11134.
 """
 
 import math
@@ -159,13 +157,3 @@ class RigL(RunsSparse):
 
     def _load_method_state(self, state: dict[str, Any]) -> None:
         self._random.set_state(state["random"].cpu())
-
-
-class SET(RigL):
-    """RigL with new weights at random positions and, unless `anneal` says otherwise, a constant drop fraction."""
-
-    name = "set"
-    own_anneal = "constant"
-
-    def _growth(self, name: str, weight: nn.Parameter) -> Tensor:
-        return self._chances(weight)
