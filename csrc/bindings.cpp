@@ -24,6 +24,8 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
         "Tensor(a!) dvalues) -> ()");
   m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
         "Tensor(a!) y, Tensor? addend=None, str activation=\"none\") -> ()");
+  m.def("csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
+        "int K) -> Tensor?");
   m.def("hypersparse_penalty_backward(Tensor[] weights, Tensor coefficients, Tensor(a!)[] grads) -> ()");
   m.def("hypersparse_sums(Tensor[] weights, Tensor scale, Tensor(a!) out) -> ()");
   m.def("kth_magnitude(Tensor[] tensors, int k, Tensor(a!) out) -> ()");
@@ -79,6 +81,7 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("csr_pattern_offsets", TORCH_BOX(&sparse_ops::csr_pattern_offsets));
   m.impl("csr_sddmm", TORCH_BOX(&sparse_ops::csr_sddmm));
   m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
+  m.impl("csr_spmm_plain", TORCH_BOX(&sparse_ops::csr_spmm_plain));
   m.impl("hypersparse_penalty_backward", TORCH_BOX(&sparse_ops::hypersparse_penalty_backward));
   m.impl("hypersparse_sums", TORCH_BOX(&sparse_ops::hypersparse_sums));
   m.impl("kth_magnitude", TORCH_BOX(&sparse_ops::kth_magnitude));

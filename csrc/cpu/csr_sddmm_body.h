@@ -32,20 +32,19 @@ struct Pending {
   int count;
 };
 
-// Ends the pending nonzeros, the last of which is `last` - 1; `add` says whether `to` holds a sum already.
+// Ends `count` pending nonzeros, the last of which is `last` - 1; `add` says whether `to` holds a sum already.
 template <typename A>
-static inline void flush(Pending<A>& pending, int64_t last, bool add, A* to) {
+static inline void flush(const A* vectors, int count, int64_t last, bool add, A* to) {
   constexpr int W = Lanes<A>::count;
-  const Vector<A> sum = sums_of<A>(pending.vectors);
-  A* at = to + last - pending.count;
-  if (pending.count == W) {
+  const Vector<A> sum = sums_of<A>(vectors);
+  A* at = to + last - count;
+  if (count == W) {
     store(at, add ? load(at) + sum : sum);
   } else {
     A sums[W];
     store(sums, sum);
-    for (int i = 0; i < pending.count; ++i) at[i] = add ? at[i] + sums[i] : sums[i];
+    for (int i = 0; i < count; ++i) at[i] = add ? at[i] + sums[i] : sums[i];
   }
-  pending.count = 0;
 }
 
 // A row of dY in registers, and its product with a row of the panel: NV vectors of either.
@@ -96,15 +95,20 @@ template <typename R, typename T, typename A>
 static void sample_rows(const CsrProblem& p, const T* panel, const T* dy, int64_t begin, int64_t rows, bool add,
                         Pending<A>& pending, A* to) {
   constexpr int W = Lanes<A>::count;
+  int count = pending.count;  // in a register: in memory it would be a chain of loads and stores from nonzero to nonzero
   for (int64_t r = begin; r < begin + rows; ++r, dy += R::width) {
     R row;
     take(dy, &row);
     const int32_t last = p.offsets[r + 1];
     for (int32_t i = p.offsets[r]; i < last; ++i) {
-      store(pending.vectors + pending.count * W, product(row, panel + static_cast<int64_t>(p.columns[i]) * R::width));
-      if (++pending.count == W) flush(pending, i + int64_t(1), add, to);
+      store(pending.vectors + count * W, product(row, panel + static_cast<int64_t>(p.columns[i]) * R::width));
+      if (++count == W) {
+        flush(pending.vectors, W, i + int64_t(1), add, to);
+        count = 0;
+      }
     }
   }
+  pending.count = count;
 }
 
 #if SPARSE_OPS_AVX512
@@ -112,7 +116,8 @@ static void sample_rows(const CsrProblem& p, const T* panel, const T* dy, int64_
 template <int NV>
 SPARSE_OPS_PAIRS static void sample_paired(const CsrProblem& p, const BFloat* panel, const BFloat* dy, int64_t begin,
                                            int64_t rows, bool add, Pending<float>& pending, float* to) {
-  constexpr int H = HalfLanes::count;
+  constexpr int H = HalfLanes::count, W = Lanes<float>::count;
+  int count = pending.count;
   for (int64_t r = begin; r < begin + rows; ++r, dy += NV * H) {
     __m512bh row[NV];
 #pragma GCC unroll 8
@@ -123,10 +128,14 @@ SPARSE_OPS_PAIRS static void sample_paired(const CsrProblem& p, const BFloat* pa
       __m512 sum = _mm512_setzero_ps();
 #pragma GCC unroll 8
       for (int u = 0; u < NV; ++u) sum = _mm512_dpbf16_ps(sum, row[u], (__m512bh)_mm512_loadu_si512(from + u * H));
-      _mm512_storeu_ps(pending.vectors + pending.count * Lanes<float>::count, sum);
-      if (++pending.count == Lanes<float>::count) flush(pending, i + int64_t(1), add, to);
+      _mm512_storeu_ps(pending.vectors + count * W, sum);
+      if (++count == W) {
+        flush(pending.vectors, W, i + int64_t(1), add, to);
+        count = 0;
+      }
     }
   }
+  pending.count = count;
 }
 
 SPARSE_OPS_PAIRS static void sample_pairs(const CsrProblem& p, int64_t tile, const BFloat* panel, const BFloat* dy,
@@ -221,7 +230,7 @@ static void sddmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t
     }
     sample(p, tile, panel, dy, r, rows, add, pending, to);
   }
-  if (pending.count > 0) flush(pending, p.offsets[end], add, to);
+  if (pending.count > 0) flush(pending.vectors, pending.count, p.offsets[end], add, to);
 }
 
 // The nonzeros of rows [begin, end) over the tile of N that starts at `first`, in the compute type: written to `to`

@@ -51,7 +51,10 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
   }
   const int64_t size = p.dtype == Dtype::f64 ? 8 : 4, panel_size = p.panel == Panel::computed ? size : 2;
   const int64_t threads = useful_threads(values.numel(), p.M, p.N), most = panel_size == 2 ? 4 : 8;
-  const int64_t tile = p.N == 1 ? 1 : tile_width(p.K, p.N, panel_size, vector, most, kPanelBytes, threads);
+  const int64_t lanes = vector / panel_size;
+  const bool narrow = p.panel == Panel::computed && vector >= 32 && 2 * p.N <= lanes;
+  const int64_t tile = p.N == 1 ? 1 : narrow ? lanes / 2
+                                             : tile_width(p.K, p.N, panel_size, vector, most, kPanelBytes, threads);
   p.direct = !transposed && tile == p.N && panel_size == static_cast<int64_t>(b.element_size());
   const int64_t tiles = (p.N + tile - 1) / tile;
   const auto cuts = row_cuts(p.offsets, p.M, row_parts(tiles, threads));
@@ -59,7 +62,7 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
   const auto run = SPARSE_OPS_DISPATCH(spmm);
   share(threads, units, [&](const auto& next) {
     void* panel = p.direct ? nullptr : scratch<1>(p.K * tile * panel_size);
-    void* sums = scratch<2>(kSumRows * tile * size);
+    void* sums = scratch<2>(kSumRows * (tile < lanes ? lanes : tile) * size);
     int64_t packed = -1;
     for (int64_t unit = next(); unit < units; unit = next()) {
       const int64_t t = unit / parts, part = unit % parts;
@@ -67,6 +70,29 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
       packed = t;
     }
   });
+}
+
+std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor columns, Tensor b,
+                                     std::optional<Tensor> bias, bool transposed, int64_t K) {
+  const ScalarType type = values.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half && type != ScalarType::Double)
+    return std::nullopt;
+  const auto line = [](const Tensor& t, ScalarType wanted, int64_t n) {
+    return t.is_cpu() && t.scalar_type() == wanted && t.dim() == 1 && t.numel() == n && t.is_contiguous();
+  };
+  const int64_t nnz = columns.numel(), M = row_offsets.numel() - 1;
+  if (M < 0 || !line(values, type, nnz) || !line(columns, ScalarType::Int, nnz) ||
+      !line(row_offsets, ScalarType::Int, M + 1) || (bias && !line(*bias, type, M)))
+    return std::nullopt;
+  if (!b.is_cpu() || b.scalar_type() != type || b.dim() != 2 || b.size(transposed ? 1 : 0) != K) return std::nullopt;
+  const bool swapped = !b.is_contiguous();
+  if (swapped) b = torch::stable::transpose(b, 0, 1);
+  if (!b.is_contiguous()) return std::nullopt;
+  const bool outermost = transposed != swapped;
+  const int64_t N = b.size(outermost ? 0 : 1), rows = outermost ? N : M, width = outermost ? M : N;
+  Tensor y = torch::stable::new_empty(b, {rows, width});
+  csr_spmm(values, row_offsets, columns, b, bias, outermost, y, std::nullopt, "none");
+  return swapped ? torch::stable::transpose(y, 0, 1) : y;
 }
 
 }  // namespace sparse_ops

@@ -31,21 +31,35 @@ static void rows_times_panel(const CsrProblem& p, const A* panel, int64_t begin,
   }
 }
 
-// The same for tiles of one vector: four chains of sums, since one would wait for each addition.
+// Half a vector: the panel of up to 8 samples of 512 features stays in L1 so, which it would fill otherwise.
 template <typename A>
+struct HalfVector {
+  typedef A type __attribute__((vector_size(kVectorBytes / 2)));
+};
+
+// The same for tiles of one vector V or less: four chains of sums, since one would wait for each addition. Rows of sums
+// are a whole vector apart.
+template <typename A, typename V>
 static void rows_times_narrow(const CsrProblem& p, const A* panel, int64_t begin, int64_t rows, A* sums) {
-  constexpr int W = Lanes<A>::count;
+  constexpr int W = sizeof(V) / sizeof(A);
   const A* values = static_cast<const A*>(p.values);
   const A* bias = static_cast<const A*>(p.bias);
-  for (int64_t r = begin; r < begin + rows; ++r, sums += W) {
-    Vector<A> sum[4] = {Vector<A>{} + (bias ? bias[r] : A(0)), Vector<A>{}, Vector<A>{}, Vector<A>{}};
+  for (int64_t r = begin; r < begin + rows; ++r, sums += Lanes<A>::count) {
+    V sum[4] = {V{} + (bias ? bias[r] : A(0)), V{}, V{}, V{}}, from;
     int32_t i = p.offsets[r];
     const int32_t last = p.offsets[r + 1];
     for (; i + 4 <= last; i += 4)
 #pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) sum[u] += values[i + u] * load(panel + static_cast<int64_t>(p.columns[i + u]) * W);
-    for (; i < last; ++i) sum[0] += values[i] * load(panel + static_cast<int64_t>(p.columns[i]) * W);
-    store(sums, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+      for (int u = 0; u < 4; ++u) {
+        std::memcpy(&from, panel + static_cast<int64_t>(p.columns[i + u]) * W, sizeof(from));
+        sum[u] += values[i + u] * from;
+      }
+    for (; i < last; ++i) {
+      std::memcpy(&from, panel + static_cast<int64_t>(p.columns[i]) * W, sizeof(from));
+      sum[0] += values[i] * from;
+    }
+    sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    std::memcpy(sums, &sum[0], sizeof(V));
   }
 }
 
@@ -145,19 +159,24 @@ static void spmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t 
   A* sums = static_cast<A*>(sums_memory);
   if (p.N == 1)
     return rows_times_vector<T, A>(p, widened_vector(static_cast<const T*>(p.b), p.K, panel), begin, end);
+  constexpr int64_t W = Lanes<A>::count;
+  const int64_t between = tile < W ? W : tile;
   if (p.direct)
     panel = static_cast<A*>(const_cast<void*>(p.b));  // it is only read
+  else if (pack && tile < W)
+    pack_narrow(static_cast<const T*>(p.b), p.K, p.N, p.transposed, panel);
   else if (pack)
     pack_panel(static_cast<const T*>(p.b), 0, p.K, p.K, p.N, first, tile, p.transposed, panel);
   for (int64_t r = begin; r < end; r += kRowBlock) {
     const int64_t rows = end - r < kRowBlock ? end - r : kRowBlock;
-    switch (tile / Lanes<A>::count) {
-      case 1: rows_times_narrow<A>(p, panel, r, rows, sums); break;
+    switch (tile / W) {
+      case 0: rows_times_narrow<A, typename HalfVector<A>::type>(p, panel, r, rows, sums); break;
+      case 1: rows_times_narrow<A, Vector<A>>(p, panel, r, rows, sums); break;
       case 2: rows_times_panel<A, 2>(p, panel, r, rows, sums); break;
       case 4: rows_times_panel<A, 4>(p, panel, r, rows, sums); break;
       case 8: rows_times_panel<A, 8>(p, panel, r, rows, sums); break;
     }
-    unpack_panel<T>(p, sums, r, rows, first, tile);
+    unpack_panel<T>(p, sums, r, rows, first, between);
   }
 }
 

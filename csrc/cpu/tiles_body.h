@@ -46,6 +46,25 @@ static void pack_panel(const T* x, int64_t row, int64_t depth, int64_t total, in
   }
 }
 
+// A panel of half a vector a row: all n columns, n at most half a vector, and zeros.
+template <typename T, typename A>
+static void pack_narrow(const T* x, int64_t depth, int64_t n, bool transposed, A* panel) {
+  constexpr int W = Lanes<A>::count, H = W / 2;
+  int64_t k = 0;
+  if (transposed)
+    for (; k + W <= depth; k += W) {
+      Vector<A> rows[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) rows[i] = i < n ? load(x + i * depth + k) : Vector<A>{};
+      transpose<A>(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) std::memcpy(panel + (k + i) * H, &rows[i], H * sizeof(A));
+    }
+  for (; k < depth; ++k)
+    for (int i = 0; i < H; ++i)
+      panel[k * H + i] = i < n ? widen_one(transposed ? x[i * depth + k] : x[k * n + i]) : A(0);
+}
+
 // The way back for a block of rows of a result, through the addend and the activation if Finish.
 template <typename T, typename A, bool Finish>
 static void unpack_rows(const CsrProblem& p, const A* panel, int64_t row, int64_t rows, int64_t first, int64_t tile) {
