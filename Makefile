@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 QUIETLY = >$(VENV)/install.log 2>&1 || { cat $(VENV)/install.log >&2; exit 1; }
 CPP := $(wildcard setup.py csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: help demo test bench gpu kernels lint wheel clean
+.PHONY: help demo test bench gpu kernels lint sanitize wheel clean
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -38,6 +38,9 @@ kernels: $(VENV)/.dev  ## registers, spills and shared memory of every Triton ke
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+sanitize: $(VENV)/.dev  ## the op tests under AddressSanitizer and UndefinedBehaviourSanitizer (long; ARGS names tests)
+	@PYTHON=$(BIN)/python sh tools/sanitize.sh $(ARGS)
 
 wheel: $(VENV)/.dev  ## an abi3 manylinux wheel in wheelhouse/, tried in a bare environment without a compiler
 	PYTHON=$(BIN)/python TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' sh tools/wheel.sh

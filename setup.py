@@ -1,5 +1,6 @@
 """Builds the stable-ABI extension sparse_ops/_C.abi3.so; everything declarative is in pyproject.toml."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ FLAGS = [
     "-Wall",
     "-DTORCH_STABLE_ONLY",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    *os.environ.get("SPARSE_OPS_CXXFLAGS", "").split(),
 ]
 
 extension = CppExtension(

@@ -1,4 +1,4 @@
-"""The command sparse-ops: train, compare, budget, report, analyze, verify, info."""
+"""The command sparse-ops: train, compare, budget, report, analyze, export, verify, info."""
 
 import argparse
 import sys
@@ -111,6 +111,24 @@ def parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, finished or not")
 
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "write the network of a run as one file for inference, its layers dense or sparse as measured here",
+        "sparse-ops export runs/demo --out demo.pt2 --batch 16",
+    )
+    export.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file, .pt2")
+    export.add_argument(
+        "--batch", type=_positive, default=16, metavar="N", help="images at a time to measure with (16)"
+    )
+    export.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="to compute in (float32)")
+    export.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (PyTorch's default)")
+    export.add_argument(
+        "--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where data files lie (data)"
+    )
+
     verify = _command(
         commands,
         "verify",
@@ -199,6 +217,18 @@ def _budget(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.runs[0].resolve().parent / "budget.html"
     points, page = budget_report.write(arguments.runs, out)
     print(f"{budget_report.text(points)}\n\nreport: {page}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from sparse_ops.train import export
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    options = {name: getattr(arguments, name) for name in ("batch", "dtype", "data_dir")}
+    print(export.write(arguments.folder, arguments.out, **options))
+    print(f"{arguments.out}: sparse_ops.load_exported runs it in another process")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import conv, linear, select, speedups, step, train_step
+from bench import conv, linear, network, select, speedups, step, train_step
 from sparse_ops import save
 from sparse_ops.nn import SparseLinear
 
@@ -156,3 +156,15 @@ def test_train_step_at_a_fixed_mask(monkeypatch, tmp_path, capsys, network):
     assert {"dense float32", "dense bfloat16 autocast", "sparse_ops float32", "sparse_ops bfloat16 autocast"} <= names
     assert all(set(line) >= FIELDS and line["sparsity"] == 0.95 for line in lines)
     assert f"fixed mask {network} batch 2, random mask" in capsys.readouterr().out
+
+
+def test_network(monkeypatch, tmp_path):
+    options = ["--model", "mlp", "--batch", "4", "--sparsity", "0.9", "--no-compile", "--threads", "1"]
+    lines = records(monkeypatch, tmp_path, network, *options)
+    timed = [line for line in lines if line["ms"]]
+    assert {"dense float32", "dense bfloat16", "sparse_ops float32", "sparse_ops bfloat16"} <= {
+        line["contender"] for line in timed
+    }
+    assert all(set(line) >= FIELDS | {"error", "tolerance", "kind"} for line in timed)
+    ours = [line for line in timed if line["kind"] == "ours"]
+    assert all(line["bytes_held"] < line["dense_bytes"] for line in ours)

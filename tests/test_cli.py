@@ -11,7 +11,7 @@ from sparse_ops.train import deploy
 from sparse_ops.train.progress import LEGEND, Plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lose all their inputs:UserWarning")
-COMMANDS = ["train", "report", "verify", "info"]
+COMMANDS = ["train", "report", "export", "verify", "info"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -68,6 +68,7 @@ def recipe(tmp_path, monkeypatch):
         (["train", "RECIPE", "--folds", "9"], "--folds is 9, expected 1 to 5"),
         (["train", "RECIPE", "--resume"], "holds no run to resume"),
         (["report", "nowhere"], "holds no finished run"),
+        (["export", "nowhere", "--out", "x.pt2"], "nowhere holds no model.safetensors"),
         (["verify", "nowhere.safetensors"], "nowhere.safetensors: No such file"),
         (["verify", "."], ".: Is a directory"),
         (["train", "RECIPE", "--run", "RECIPE"], "is a file, expected a folder"),
