@@ -99,6 +99,10 @@ class Contenders:
         floor = torch.ones(self.numel * (7 if self.rule == "adamw" else 5) // 2, device=self.device)
         return lambda: floor.mul_(1.0)
 
+    def fused(self, made: list[torch.nn.Parameter]) -> Callable[[], None]:
+        kind = torch.optim.SGD if self.rule == "sgd" else torch.optim.AdamW
+        return self.stepper(kind(made, lr=LR, weight_decay=DECAY, fused=True, **self.extra))
+
     def torch(self, **options: bool) -> Callable[[], None]:
         kind = torch.optim.SGD if self.rule == "sgd" else torch.optim.AdamW
         return self.stepper(kind(self.parameters(), lr=LR, weight_decay=DECAY, **self.extra, **options))
@@ -131,7 +135,7 @@ class Contenders:
         made = self.parameters()
         for p in made:
             p.grad = p.grad.clone()
-        step = self.stepper(torch.optim.SGD(made, lr=LR, weight_decay=DECAY, fused=True, **self.extra))
+        step = self.fused(made)
         matrices = [w for w in made if w.dim() > 1]
 
         def run() -> None:
@@ -145,7 +149,7 @@ class Contenders:
         return run
 
     def pytorch_best(self) -> Callable[[], None]:
-        """The closed form in two compiled passes over one flat buffer, torch.kthvalue, torch's fused SGD."""
+        """The closed form in two compiled passes over one flat buffer, torch.kthvalue, torch's fused optimiser."""
         prunable = [len(shape) > 1 for shape in self.shapes]
         n = sum(w.numel() for w, yes in zip(self.weights, prunable, strict=True) if yes)
         flat = torch.cat([w.flatten() for w, yes in zip(self.weights, prunable, strict=True) if yes])
@@ -156,7 +160,7 @@ class Contenders:
             p.grad = flat_grad[first : first + w.numel()].view_as(w) if yes else g
             first += w.numel() if yes else 0
             made.append(p)
-        step = self.stepper(torch.optim.SGD(made, lr=LR, weight_decay=DECAY, fused=True, **self.extra))
+        step = self.fused(made)
         signs = itertools.cycle((STRENGTH, -STRENGTH))  # the gradients stay what they are
         k = int(SPARSITY * n) + 1
 
@@ -187,10 +191,9 @@ class Contenders:
             "sweep-l2": (own, lambda: self.sweep("l2")),
             "torch-foreach": (own + 8, lambda: self.torch(foreach=True)),
             "torch-default": (own, lambda: self.torch(fused=False, foreach=self.device == "cuda")),
+            "pytorch-best": (own + 12, self.pytorch_best),
+            "authors": (own + 48, self.authors),
         }
-        if self.rule == "sgd":
-            made["pytorch-best"] = own + 12, self.pytorch_best
-            made["authors"] = own + 48, self.authors
         prefix = "" if self.rule == "sgd" else "adamw-"
         return {prefix + name: entry for name, entry in made.items()}
 
@@ -221,7 +224,7 @@ def run_all(args) -> None:
     for name, (per_weight, make) in made.all().items():
         if args.contenders and name not in args.contenders:
             continue
-        if name == "authors" and args.no_authors:
+        if name.endswith("authors") and args.no_authors:
             continue
         needed, free = per_weight * made.numel, free_bytes(args.device)
         if needed > 0.9 * free:

@@ -10,7 +10,6 @@ struct F32 {
   using R = __m256;
   using M = __m256;
   using D = __m256d;
-  using I = __m256i;  // sums in fixed point
   static constexpr int W = 8;
   static R load(const T* p) { return _mm256_loadu_ps(p); }
   static R load(const T* p, int n) { return _mm256_maskload_ps(p, _mm256_castps_si256(first(n))); }
@@ -63,13 +62,6 @@ struct F32 {
     const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
     sum = _mm256_add_pd(sum, _mm256_add_pd(low, high));
   }
-  static I no_units() { return _mm256_setzero_si256(); }
-  static I add_units(I sum, R x) { return _mm256_add_epi32(sum, _mm256_cvtps_epi32(x)); }
-  static void join_units(D& total, I sum, double unit) {
-    const __m256d low = _mm256_cvtepi32_pd(_mm256_castsi256_si128(sum));
-    const __m256d high = _mm256_cvtepi32_pd(_mm256_extracti128_si256(sum, 1));
-    total = _mm256_fmadd_pd(_mm256_add_pd(low, high), _mm256_set1_pd(unit), total);
-  }
   static double total(D sum) {
     alignas(32) double lanes[4];
     _mm256_store_pd(lanes, sum);
@@ -82,7 +74,6 @@ struct F64 {
   using R = __m256d;
   using M = __m256d;
   using D = __m256d;
-  using I = __m256d;
   static constexpr int W = 4;
   static M lanes_of(unsigned bits) {
     const __m256i each = _mm256_setr_epi64x(1, 2, 4, 8);
@@ -127,9 +118,6 @@ struct F64 {
     return n;
   }
   static void accumulate(D& sum, R x) { sum = _mm256_add_pd(sum, x); }
-  static I no_units() { return set(0); }
-  static I add_units(I sum, R x) { return add(sum, x); }
-  static void join_units(D& total, I sum, double unit) { total = fma(sum, set(unit), total); }
   static double total(D sum) {
     alignas(32) double lanes[4];
     _mm256_store_pd(lanes, sum);

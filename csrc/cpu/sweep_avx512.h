@@ -5,7 +5,6 @@ struct F32 {
   using R = __m512;
   using M = __mmask16;
   using D = __m512d;
-  using I = __m512i;  // sums in fixed point
   static constexpr int W = 16;
   static R load(const T* p) { return _mm512_loadu_ps(p); }
   static R load(const T* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
@@ -52,13 +51,6 @@ struct F32 {
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
     sum = _mm512_add_pd(sum, _mm512_add_pd(low, high));
   }
-  static I no_units() { return _mm512_setzero_si512(); }
-  static I add_units(I sum, R x) { return _mm512_add_epi32(sum, _mm512_cvtps_epi32(x)); }
-  static void join_units(D& total, I sum, double unit) {
-    const __m512d low = _mm512_cvtepi32_pd(_mm512_castsi512_si256(sum));
-    const __m512d high = _mm512_cvtepi32_pd(_mm512_extracti32x8_epi32(sum, 1));
-    total = _mm512_fmadd_pd(_mm512_add_pd(low, high), _mm512_set1_pd(unit), total);
-  }
   static double total(D sum) { return _mm512_reduce_add_pd(sum); }
 };
 
@@ -67,7 +59,6 @@ struct F64 {
   using R = __m512d;
   using M = __mmask8;
   using D = __m512d;
-  using I = __m512d;
   static constexpr int W = 8;
   static R load(const T* p) { return _mm512_loadu_pd(p); }
   static R load(const T* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
@@ -103,9 +94,6 @@ struct F64 {
     return count(m);
   }
   static void accumulate(D& sum, R x) { sum = _mm512_add_pd(sum, x); }
-  static I no_units() { return set(0); }
-  static I add_units(I sum, R x) { return add(sum, x); }
-  static void join_units(D& total, I sum, double unit) { total = fma(sum, set(unit), total); }
   static double total(D sum) { return _mm512_reduce_add_pd(sum); }
 };
 

@@ -13,19 +13,29 @@ struct Sums {  // without initialisers: an implicit constructor is compiled for 
 
 constexpr int kTerms = 32;  // registers that one call adds up
 
-// A sum of up to kTerms registers of terms as integers, in units of 2^-kUnitBits, exact: each term is rounded once, for
-// itself, so that another split of the weights changes nothing. Adding in float64 would take two conversions a register
-// and two additions. float64 adds its terms as they are.
-template <class V, int kUnitBits>
-struct FixedPoint {
-  typename V::I sum;
-  void clear() { sum = V::no_units(); }
-  void add(typename V::R term) { sum = V::add_units(sum, V::mul(term, V::set(int64_t{1} << kUnitBits))); }
-  void join(typename V::D& total) const { V::join_units(total, sum, 1.0 / (int64_t{1} << kUnitBits)); }
+// A sum of kTerms terms, in the registers' own precision and exact to twice that: adding in float64 takes two conversions
+// a register. `whole` starts so high that it stays above every term, and what it loses of one is exactly
+// (before - after) + term.
+template <class V, int kStart>
+struct Compensated {
+  typename V::R whole, lost;
+  void clear() {
+    whole = V::set(kStart);
+    lost = V::set(0);
+  }
+  void add(typename V::R term) {
+    const auto sum = V::add(whole, term);
+    lost = V::add(lost, V::add(V::sub(whole, sum), term));
+    whole = sum;
+  }
+  void join(typename V::D& total) const {
+    V::accumulate(total, V::sub(whole, V::set(kStart)));
+    V::accumulate(total, lost);
+  }
 };
 
 // Adds the new weights of a block to the sums. With x = s|w| these are, of tanh x, of x sech^2 x, and of
-// x^2 tanh x sech^2 x, x in units of unit_of: the terms of the first lie in [0, 1], of the second in [-1.3, 0.45]. Meanwhile
+// x^2 tanh x sech^2 x, x in units of unit_of: the terms of the first lie in [0, 1], of the second in [-1.3, 0.5]. Meanwhile
 // `ahead`, what the next block updates, is fetched into the first cache. Not inlined: its constants fill half of the
 // registers.
 template <class V, bool kCurved, int kAhead>
@@ -35,7 +45,8 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
   using R = typename V::R;
   const bool steep = is_steep(scope);
   const R s = V::set(scale_of(scope) * unit_of<V>()), low = V::set(scope.low), high = V::set(scope.high);
-  FixedPoint<V, 25> t0, t1;  // 32 terms of at most 1.3 fill 31 bits
+  Compensated<V, 32> t0;
+  Compensated<V, 64> t1;
   t0.clear();
   t1.clear();
   R t2 = V::set(0);  // meets only the square of ds/s: its own precision will do

@@ -59,7 +59,6 @@ struct Vec {
   using R = Float;
   using M = bool;
   using D = double;
-  using I = std::conditional_t<sizeof(Float) == 4, int32_t, double>;  // sums in fixed point
   static constexpr int W = 1;
   static R load(const T* p) { return *p; }
   static R load(const T* p, int) { return *p; }
@@ -106,9 +105,6 @@ struct Vec {
     return m;
   }
   static void accumulate(D& sum, R x) { sum += x; }
-  static I no_units() { return 0; }
-  static I add_units(I sum, R x) { return sum + static_cast<I>(sizeof(T) == 4 ? std::nearbyint(x) : x); }
-  static void join_units(D& total, I sum, double unit) { total += sum * unit; }
   static double total(D sum) { return sum; }
 };
 using F32 = Vec<float>;

@@ -1,5 +1,6 @@
 """attach: gives an optimiser a sweep, inside its step where it has one, by step hooks where it has not."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ class Attachment:
             ]
         sweep.optimizer = optimizer
         setattr(optimizer, _MARK, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Attachment":
+        """The copied sweep on the copied optimiser: a copy of a sparsifier goes on pruning its own network."""
+        memo[id(self)] = made = Attachment(copy.deepcopy(self.optimizer, memo), copy.deepcopy(self.sweep, memo))
+        return made
 
     def detach(self) -> None:
         """Take the sweep off again; the optimiser goes on as before."""

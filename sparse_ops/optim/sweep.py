@@ -19,7 +19,7 @@ from sparse_ops.optim import verify
 from sparse_ops.optim.packed import PackedBits, unpacked_state
 
 PENALTIES = ("none", "l1", "l2", "growing_l2", "hypersparse")
-CANDIDATE_SHARE = 64  # room for one candidate in 64 weights; the bracket aims at one in 128 at most
+CANDIDATE_SHARE = 64  # room for one candidate in 64 weights; the bracket aims at half of the room at most
 
 
 class StepHooks(NamedTuple):
@@ -94,7 +94,9 @@ class Sweep:
 
     def _allocate(self, device: torch.device) -> None:
         R = len(self.numel)
-        capacity = min(max(self.numel), max(self.numel) // CANDIDATE_SHARE + 1024)
+        # shared out evenly over the scopes: a row as long as the largest scope's in each took 4 % of a network's bytes
+        room = sum(self.numel) // (CANDIDATE_SHARE * R) + (1024 if R == 1 else 256)
+        capacity = min(max(self.numel), room)
         double = any(w.dtype == torch.float64 for w in self.weights.values())
         self.coefficients = torch.zeros(R, 4, dtype=torch.float64, device=device)
         self.brackets = torch.zeros(R, 2, dtype=torch.float64, device=device)
@@ -259,7 +261,9 @@ class Sweep:
         # on the CPU in numpy's view of the same memory, an operation of which costs a fifth
         report, hits = (self.report.numpy(), self._hits.numpy()) if on_cpu else (self.report, self._hits)
         counted = report[:, 6] + 0
-        self._finish(exact=self.exact_every > 0 and self.steps % self.exact_every == 0)
+        due = self.exact_every > 0 and self.steps % self.exact_every == 0
+        captured = not on_cpu and torch.cuda.is_current_stream_capturing()  # a graph would take it at every replay
+        self._finish(exact=due and not captured)
         hits += report[:, 2] * (report[:, 6] > counted)  # not of a step that the device has skipped
         self._seen = self._state_of_weights()
         if not finite:

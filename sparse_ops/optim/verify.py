@@ -48,5 +48,5 @@ def scope_holds(
         _require(scale == ratio == 0, f"scope {row}: threshold {threshold}, but scale {scale} and ratio {ratio}")
         return
     _require(math.isclose(scale, exact_scale, rel_tol=1e-12), f"scope {row}: the scale is {scale}")
-    allowed = 1e-6 + tolerance**3
+    allowed = max(1e-6, tolerance**3)
     _require(math.isclose(ratio, N / A, rel_tol=allowed), f"scope {row}: the ratio is {ratio}, exactly it is {N / A}")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sparse_ops import launch
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
 from sparse_ops.ops.sweep_finish import sweep_finish_
 from sparse_ops.ops.sweep_observe import sweep_observe_
@@ -100,6 +101,27 @@ def test_every_instruction_set_and_type(dtype, isa):
         run.finish()
         run.check()
     assert run.report[0, PASSES] <= 3
+
+
+def test_the_bracket_is_steered_as_specified(backend):
+    """Narrower while it hits, wide as the drift, never for more candidates than asked: number for number."""
+    steps = 6 if backend == "triton" else 60
+    ends = []
+    for forced in (backend, "reference"):
+        run = Run([40000, 3000], [0, 1])
+        run.finish(exact=True)
+        brackets = []
+        with launch.forced(forced):
+            for i in range(steps):
+                run.step(lr=0.05 if i % 20 == 10 else 1e-4)
+                run.finish()
+                run.check()
+                brackets.append(run.brackets.clone())
+        ends.append((torch.stack(brackets), run.report[:, CANDIDATES].clone()))
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-6, atol=0)
+    assert torch.equal(ends[0][1], ends[1][1])
+    if backend == "native":
+        assert 0 < ends[0][1][0] < 40000 / 128
 
 
 def test_second_order_keeps_its_bound(backend):

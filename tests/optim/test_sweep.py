@@ -90,6 +90,45 @@ def test_extra_memory_is_a_bit_a_weight_and_one_per_cent():
     assert set(optimizer.state[w]) == {"momentum_buffer"}
 
 
+def test_many_scopes_share_the_room_for_candidates():
+    shapes = [(16, 16, 3, 3)] * 7 + [(32, 32, 3, 3)] * 6 + [(64, 64, 3, 3)] * 6 + [(10, 64)]
+    params = {f"{i}": torch.nn.Parameter(torch.randn(s)) for i, s in enumerate(shapes)}
+    sweep = Sweep(params, list(range(len(shapes))))
+    n = sum(w.numel() for w in params.values())
+    held = sum(t.nbytes for t in vars(sweep).values() if isinstance(t, torch.Tensor))
+    assert held <= n / 8 + 0.01 * 12 * n
+    optimizer = optim.SGD(params.values(), lr=1e-3)
+    attach(optimizer, sweep)
+    sweep.set_penalty("hypersparse", 1e-4)
+    sweep.track(0.9)
+    for seed in range(30):
+        rng = torch.Generator().manual_seed(seed)
+        for w in params.values():
+            w.grad = torch.randn(w.shape, generator=rng)
+        optimizer.step()
+    assert sweep.metrics()["hit_rate"] > 0.8
+
+
+def test_the_exact_pass_comes_when_it_is_due():
+    net, optimizer, sweep = swept(lr=1e-4, exact_every=5)
+    step(net, optimizer, 0)
+    passes = []
+    for number in range(1, 11):
+        before = sweep.metrics()["exact_passes"]
+        step(net, optimizer, number)
+        passes.append(sweep.metrics()["exact_passes"] - before)
+    assert passes[3] == passes[8] == 1 and passes[5:8] == [0, 0, 0]
+
+
+def test_operands_of_other_parameters_are_their_own():
+    """The cache goes by the parameters' ids, which a copy's may take over."""
+    first, second = (torch.nn.Parameter(torch.randn(64)) for _ in range(2))
+    sweep = Sweep({"a": first, "b": second}, [0, 1])
+    assert sweep.operands([first])[0] == [0]
+    sweep._operands[id(second),] = sweep._operands.pop((id(first),))  # as if second lay where first was
+    assert sweep.operands([second])[0] == [1]
+
+
 def test_a_change_from_outside_is_seen():
     net, optimizer, sweep = swept()
     step(net, optimizer, 0)
