@@ -60,6 +60,7 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
                                  source.channels,
                                  static_cast<int>(std::min(kLanes, images - lane)),
                                  activation,
+                                 isa() == Isa::avx512_bf16,
                                  plan.runs.data(),
                                  plan.segments.data(),
                                  plan.in_step,

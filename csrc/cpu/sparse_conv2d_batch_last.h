@@ -19,6 +19,7 @@ struct ConvLines {
   int64_t source_channels;
   int lanes;  // at most 64 bytes of accumulators
   ConvActivation activation;
+  bool pairs;  // bfloat16 in products of two, which take subnormal numbers for 0
   const ConvRun* runs;
   const ConvSegment* segments;
   int64_t in_step, out_step;

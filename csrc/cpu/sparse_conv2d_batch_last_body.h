@@ -16,6 +16,11 @@ struct InBody<sparse_ops::Bfloat> {
   using type = BFloat;
 };
 
+template <typename T>
+constexpr bool kIsBFloat = false;
+template <>
+constexpr bool kIsBFloat<BFloat> = true;
+
 // A vector of line p, of which the first `lanes` elements exist; what is beyond them is read as 0 and not written. Only
 // AVX-512 masks at no cost: elsewhere `Some` says whether any is missing, and such lines take a path of their own.
 #if SPARSE_OPS_AVX512
@@ -91,6 +96,23 @@ static inline void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, c
     }
 }
 
+// Adds the addend, activates and stores the sums of P pixels.
+template <typename T, int P, bool Some, typename A>
+static inline void finish_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64_t row,
+                              Vector<A> (&sums)[P][64 / kVectorBytes]) {
+  const int64_t channel = row * lines.plane + run.out;
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    const int64_t to = (channel + (at + p) * lines.out_step) * lines.pitch;
+#pragma GCC unroll 4
+    for (int v = 0; v < 64 / kVectorBytes; ++v) {
+      if (lines.addend != nullptr)
+        sums[p][v] += load_line<Some>(static_cast<const T*>(lines.addend) + to, v, lines.lanes);
+      store_line(static_cast<T*>(lines.y) + to, v, lines.lanes, activated<A>(sums[p][v], lines.activation));
+    }
+  }
+}
+
 // P pixels of a run, from its pixel `at` on, of one target channel; K separate sums each where P alone would wait for the
 // adder.
 template <typename T, int P, int K, bool Some, typename A>
@@ -125,22 +147,76 @@ static void sum_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64
         add_entries<T, P, K, Some, 0, 0>(in, e, last, pitch, n, acc);
     }
   }
-  const int64_t channel = row * lines.plane + run.out;
 #pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) {
-    const int64_t to = (channel + (at + p) * lines.out_step) * pitch;
+  for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
+    for (int v = 0; v < N; ++v)
 #pragma GCC unroll 4
       for (int k = 1; k < K; ++k) acc[0][p][v] += acc[k][p][v];
-      if (lines.addend != nullptr) acc[0][p][v] += load_line<Some>(static_cast<const T*>(lines.addend) + to, v, n);
-      store_line(static_cast<T*>(lines.y) + to, v, n, activated<A>(acc[0][p][v], lines.activation));
+  finish_run<T, P, Some>(lines, run, at, row, acc[0]);
+}
+
+#if SPARSE_OPS_AVX512
+#define SPARSE_OPS_PAIRS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
+
+// The same for bfloat16 with an instruction that adds the products of two entries: their lines are interleaved.
+template <int P, int First, int Last>
+SPARSE_OPS_PAIRS static inline void add_pairs(const BFloat* const (&in)[P], const ConvEntry<float>* e,
+                                              const ConvEntry<float>* last, int64_t pitch, __mmask16 mask,
+                                              __m512 (&acc)[P]) {
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  for (; e < last; e += 2) {
+    const bool both = e + 1 < last;
+    uint32_t low, high = 0;
+    std::memcpy(&low, &e[0].value, 4);
+    if (both) std::memcpy(&high, &e[1].value, 4);
+    const __m512bh value = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>((low >> 16) | high));
+    const __mmask16 second = both ? mask : __mmask16(0);  // zero times an infinity would not be zero
+    const int64_t a = e[0].offset * pitch, b = both ? e[1].offset * pitch : a;
+#pragma GCC unroll 8
+    for (int p = First; p < P - Last; ++p) {
+      const __m256i x = _mm256_maskz_loadu_epi16(mask, in[p] + a), y = _mm256_maskz_loadu_epi16(second, in[p] + b);
+      const __m512i pair = _mm512_permutex2var_epi16(_mm512_castsi256_si512(x), order, _mm512_castsi256_si512(y));
+      acc[p] = _mm512_dpbf16_ps(acc[p], (__m512bh)pair, value);
     }
   }
 }
 
+template <int P>
+SPARSE_OPS_PAIRS static void sum_run_pairs(const ConvLines<float>& lines, const ConvRun& run, int64_t row) {
+  const int64_t pitch = lines.pitch;
+  const __mmask16 mask = mask_of(lines.lanes);
+  const BFloat* in[P];
+  __m512 acc[P];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    in[p] = static_cast<const BFloat*>(lines.x) + (run.in + p * lines.in_step) * pitch;
+    acc[p] = _mm512_set1_ps(lines.bias == nullptr ? 0 : lines.bias[row]);
+  }
+  const ConvSegment *s = lines.segments + run.first, *end = lines.segments + run.last;
+  for (; s < end; ++s) {
+    const ConvEntry<float>* e = lines.entries + lines.starts[row * lines.taps + s->begin];
+    const ConvEntry<float>* last = lines.entries + lines.starts[row * lines.taps + s->end];
+    if (P > 1 && s->without_first)
+      add_pairs<P, (P > 1), 0>(in, e, last, pitch, mask, acc);
+    else if (P > 1 && s->without_last)
+      add_pairs<P, 0, (P > 1)>(in, e, last, pitch, mask, acc);
+    else
+      add_pairs<P, 0, 0>(in, e, last, pitch, mask, acc);
+  }
+  Vector<float> sums[P][1];
+  std::memcpy(sums, acc, sizeof(sums));
+  finish_run<BFloat, P, false>(lines, run, 0, row, sums);
+}
+#endif
+
 template <typename T, int P, typename A>
 static inline void whole_run(const ConvLines<A>& lines, const ConvRun& run, int64_t row) {
+#if SPARSE_OPS_AVX512
+  if constexpr (kIsBFloat<T>)
+    if (lines.pairs) return sum_run_pairs<P>(lines, run, row);
+#endif
   constexpr int K = P == 1 ? 4 : P == 2 ? (kVectorBytes == 64 ? 4 : 2) : P == 3 && kVectorBytes == 64 ? 2 : 1;
   if constexpr (P <= kMostPixels<T>) sum_run<T, P, kVectorBytes == 16 ? 1 : K, false>(lines, run, 0, row);
 }
