@@ -50,6 +50,13 @@ def test_a_step_is_the_formula_s(options, rule):
     )
     betas = {name: form.raw.detach().clone().requires_grad_() for name, form in method.forms.forms.items()}
     assert [b.numel() for b in betas.values()] == ([8, 24, 4] if "group" in options else [1, 1, 1])
+    for (
+        name,
+        i,
+    ) in LAYERS.items():  # at first 0.9 of the group's mean magnitude, or of its filters' mean norm
+        w = twin[i].weight
+        members = w.shape[0] if "unit" in options else w.numel() // betas[name].numel()
+        torch.testing.assert_close(torch.sigmoid(betas[name]), torch.full_like(betas[name], 0.9 / members))
     x, y = next(batches("cnn", 1))
     used = {name: rule(twin[i].weight, betas[name], betas[name].numel()) for name, i in LAYERS.items()}
     assert 0 < sum(int((u == 0).sum()) for u in used.values()) == method.forms.zeros()

@@ -243,6 +243,27 @@ def test_set_grows_at_random():
     assert abs(both - share**2) < 4 * math.sqrt(share**2 * (1 - share**2) / before.numel())
 
 
+@pytest.mark.parametrize("info, alike", [(SET, True), (RIGL, False)], ids=["set", "rigl"])
+def test_what_grows_depends_on_the_gradient_in_rigl_alone(info, alike):
+    runs = [Run(info, OPTIMIZERS["ours sgd"], alpha=1.0) for _ in range(2)]
+    for run, batch in zip(runs, batches("cnn", 2), strict=True):
+        run.step(*batch)
+    a, b = (dense_masks(run.method)["5.weight"] for run in runs)
+    assert torch.equal(a, b) == alike
+
+
+def test_set_goes_on_with_the_random_numbers_of_its_checkpoint():
+    whole, resumed = (Run(SET, OPTIMIZERS["ours sgd"], alpha=1.0) for _ in range(2))
+    whole.epoch()
+    resumed.method._random.manual_seed(1)  # a start of its own
+    for part in ("net", "optimizer", "method"):
+        getattr(resumed, part).load_state_dict(copy.deepcopy(getattr(whole, part).state_dict()))
+    resumed.number = whole.number
+    whole.finish(), resumed.finish()
+    masks_of = dense_masks(whole.method), dense_masks(resumed.method)
+    assert all(torch.equal(masks_of[0][name], masks_of[1][name]) for name in masks_of[0])
+
+
 def test_metrics_and_the_report_say_how_much_drops():
     run = Run(RIGL, OPTIMIZERS["ours sgd"])
     assert "drop_fraction" not in run.method.metrics()
