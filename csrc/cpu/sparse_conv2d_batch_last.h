@@ -20,6 +20,7 @@ struct ConvLines {
   int lanes;  // at most 64 bytes of accumulators
   ConvActivation activation;
   bool pairs;  // bfloat16 in products of two, which take subnormal numbers for 0
+  bool stream;  // y is larger than the caches: its lines go past them, so that none is read before it is written
   const ConvRun* runs;
   const ConvSegment* segments;
   int64_t in_step, out_step;

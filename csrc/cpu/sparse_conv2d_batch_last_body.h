@@ -66,6 +66,26 @@ static inline void store_line(T* p, int v, int lanes, const V& x) {
   if (n > 0) std::memcpy(p + v * W, some, n * sizeof(T));
 }
 
+// Past the caches, where a line is whole.
+#if SPARSE_OPS_AVX512
+static inline bool stream_line(float* p, const Vector<float>& x) {
+  if (reinterpret_cast<uintptr_t>(p) % 64 != 0) return false;
+  _mm512_stream_ps(p, (__m512)x);
+  return true;
+}
+template <typename T, typename V>
+static inline bool stream_line(T*, const V&) {
+  return false;
+}
+static inline void streamed() { _mm_sfence(); }
+#else
+template <typename T, typename V>
+static inline bool stream_line(T*, const V&) {
+  return false;
+}
+static inline void streamed() {}
+#endif
+
 // How many pixels are summed at once: as many as the registers hold sums of; fewer where that is not worth the code.
 template <typename T>
 constexpr int kMostPixels = SPARSE_OPS_AVX512 ? (sizeof(T) == 8 ? 4 : 8)
@@ -108,7 +128,9 @@ static inline void finish_run(const ConvLines<A>& lines, const ConvRun& run, int
     for (int v = 0; v < 64 / kVectorBytes; ++v) {
       if (lines.addend != nullptr)
         sums[p][v] += load_line<Some>(static_cast<const T*>(lines.addend) + to, v, lines.lanes);
-      store_line(static_cast<T*>(lines.y) + to, v, lines.lanes, activated<A>(sums[p][v], lines.activation));
+      const Vector<A> y = activated<A>(sums[p][v], lines.activation);
+      if (!lines.stream || !stream_line(static_cast<T*>(lines.y) + to, y))
+        store_line(static_cast<T*>(lines.y) + to, v, lines.lanes, y);
     }
   }
 }
@@ -267,6 +289,7 @@ template <typename M>
 static void line_sums(const ConvLines<Accumulator<M>>& lines, const ConvTile& tile, const ConvTile* next, int64_t begin,
                       int64_t end) {
   sum_tile<typename InBody<M>::type>(lines, tile, next, begin, end);
+  if (lines.stream) streamed();
 }
 
 template <typename M>

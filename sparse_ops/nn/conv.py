@@ -17,10 +17,11 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 class SparseConv2d(SparseModule):
     """torch.nn.Conv2d with the weight (out_channels, in_channels / groups, kh, kw) held sparse.
 
-    Takes (N, C, H, W) or (C, H, W) in any floating dtype, contiguous or channels_last, and answers in the same memory
-    format; under torch.autocast it computes in the autocast dtype, as nn.Conv2d does. pattern: where the matrix
-    (out_channels, in_channels / groups * kh * kw) holds `values` (nnz,). bias: (out_channels,) or None; parameters
-    given are shared, tensors become parameters. The other arguments mean what they mean for torch.nn.Conv2d, as pairs.
+    Takes (N, C, H, W) or (C, H, W) in any floating dtype, contiguous, channels_last or batch-last (layouts.batch_last,
+    the quickest), and answers in the same layout; under torch.autocast it computes in the autocast dtype, as nn.Conv2d
+    does. pattern: where the matrix (out_channels, in_channels / groups * kh * kw) holds `values` (nnz,). bias:
+    (out_channels,) or None; parameters given are shared, tensors become parameters. The other arguments mean what they
+    mean for torch.nn.Conv2d, as pairs.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ def test_large_images_agree_with_dense(shape, density, layout, isa):
 def test_a_large_output_asks_for_huge_pages(layout):
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this system has no transparent huge pages")
-    x, weight = LAYOUT_OF[layout](torch.randn(8, 2, 128, 128)), torch.randn(64, 2, 1, 1)
+    x, weight = LAYOUT_OF[layout](torch.randn(16, 2, 128, 128)), torch.randn(32, 2, 1, 1)
     pattern, values = Pattern.from_dense(weight)
     y = sparse_conv2d(x, values, *pattern.tensors(), None, (1, 1))
     torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight))
