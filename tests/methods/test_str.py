@@ -177,3 +177,13 @@ def test_a_controller_that_misses_says_so():
     run, other = Run(INFO, OPTIMIZERS["ours sgd"], controller=False), Run(INFO, OPTIMIZERS["ours sgd"])
     with pytest.raises(ValueError, match="STR: the checkpoint has controller True, here it is False"):
         run.method.load_state_dict(other.method.state_dict())
+
+
+def test_a_miss_by_more_than_a_hundredth_is_told_of():
+    method = Run(methods.get("str"), OPTIMIZERS["ours sgd"]).method
+    target = method.controller.target
+    method._tell_where_missed(target + 0.0099)
+    method._tell_where_missed(target - 0.0099)
+    for missed in (target + 0.0101, target - 0.0101):
+        with pytest.warns(UserWarning, match=rf"STR: {100 * missed:.2f} % of the weights are zero, .* were wanted"):
+            method._tell_where_missed(missed)
