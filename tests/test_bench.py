@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench import conv, linear, network, select, speedups, step, train_step
+from bench import conv, fixed_mask, linear, network, select, speedups, step, train_step
 from sparse_ops import save
 from sparse_ops.nn import SparseLinear
+from sparse_ops.train import networks
 
 FIELDS = {"op", "shape", "dtype", "sparsity", "contender", "ms", "spread", "gflops", "gbs", "threads", "device"}
 FIELDS |= {"versions", "commit"}
@@ -150,6 +151,7 @@ def test_train_step_of_both_executions(monkeypatch, tmp_path, method, own):
 
 @pytest.mark.parametrize("network", ["mlp", "resnet18"])
 def test_train_step_at_a_fixed_mask(monkeypatch, tmp_path, capsys, network):
+    monkeypatch.setitem(fixed_mask.NETWORKS, "resnet18", lambda: networks.ResNet(3, 10, (16, 32), 1))
     options = ["--fixed-mask", "--network", network, "--batch-size", "2", "--sparsity", "0.95", "--no-compile"]
     lines = records(monkeypatch, tmp_path, train_step, *options)
     names = {line["contender"] for line in lines}
