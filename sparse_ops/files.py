@@ -16,6 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from sparse_ops import encodings
 from sparse_ops.checks import FLOATS
 from sparse_ops.encodings import Encoding, Form, Header, Kind, join
+from sparse_ops.inference.network import InferenceNetwork
 from sparse_ops.nn import parametrized, swap
 from sparse_ops.nn.base import SparseModule, matrix_shape
 from sparse_ops.planning import table
@@ -33,6 +34,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     from safetensors.torch import save_file
 
     _check_arguments("save(model, path)", model, path)
+    if isinstance(model, InferenceNetwork):
+        raise TypeError("save: model is a network for inference; sparse_ops.export(network, example, path) writes it")
     parametrized.refuse("save", model)
     path = Path(path)
     if not path.parent.is_dir():

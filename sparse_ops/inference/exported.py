@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch.utils import _pytree as pytree
 from sparse_ops._version import __version__
 from sparse_ops.inference import capture, fuse, layout, machine, optimize
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
+from sparse_ops.inference.signature import Parameters, Signature
 
 ENTRY = "sparse_ops.json"  # the file inside the archive that holds choices and the machine
-VERSION = 1
+VERSION = 2
 
 
 def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtype: str = "float32") -> InferenceNetwork:
@@ -37,18 +39,18 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
         result = model
     else:
         result = optimize.optimize_for_inference(model, example, dtype=dtype)
-    args, kwargs = pytree.tree_map_only(Tensor, torch.zeros_like, capture.arguments(example))
-    result(*args, **kwargs)  # refuses an example of other shapes, with a sentence
+    signature = result.signature
+    args, kwargs = signature.bind(*capture.arguments(example))  # refuses an example of other shapes, with a sentence
+    args, kwargs = pytree.tree_map_only(Tensor, torch.zeros_like, (args, kwargs))
     program, free = _program(result, args, kwargs)
     report = result.report()
     header = {
         "version": VERSION,
         "sparse_ops": __version__,
         "torch": torch.__version__,
-        "free_batch": free,
-        "inputs": [
-            [list(shape), str(leaf.dtype)] for shape, leaf in zip(result.inputs, _tensors(args, kwargs), strict=True)
-        ],
+        "least_batch": signature.least_batch if free else None,
+        "inputs": [[list(t.shape), str(t.dtype)] for t in signature.tensors()],
+        "parameters": asdict(signature.parameters),
         "report": report.to_dict(),
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")
@@ -92,33 +94,26 @@ def load_exported(path: str | os.PathLike[str], *, verbose: bool = False) -> Inf
     capture._tidy(graph)
     report = header["report"]
     _lift(graph, {row["name"]: row["choice"] for row in report["layers"]})
-    shapes = [tuple(shape) for shape, _ in header["inputs"]]
     rows = tuple(LayerRow(**row | {"shape": tuple(row["shape"])}) for row in report["layers"])
     found = InferenceReport(**report | {"layers": rows})
-    result = InferenceNetwork(graph, shapes, header["free_batch"], found)
+    args, kwargs = _random(program)
+    parameters = header["parameters"]
+    parameters = Parameters(**parameters | {"order": tuple(parameters["order"])})
+    signature = Signature(args, kwargs, parameters, header["least_batch"])
+    result = InferenceNetwork(graph, signature, found)
     if machine.differs(found.machine):
-        args, kwargs = _random(program, header["inputs"])
         with torch.no_grad():
             wanted = result(*args, **kwargs)
         _unlay(graph)
-        result = optimize.build(graph, args, kwargs, found.dtype, wanted, found.dense_bytes)
+        result = optimize.build(graph, signature, args, kwargs, found.dtype, wanted, found.dense_bytes)
     if verbose:
         print(result.report())
     return result
 
 
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-
-
 def _program(result: InferenceNetwork, args: Any, kwargs: Any) -> tuple[torch.export.ExportedProgram, bool]:
     """The network's graph as torch.export saves it, and whether its first dimension is free."""
-
-    def dims(leaf: Any) -> Any:
-        return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) else None
-
-    free = pytree.tree_map(dims, (args, kwargs))
-    free = (*free[0], *free[1].values())
+    free = capture.shapes(args, kwargs)
     with capture.quiet(), torch.no_grad():
         for shapes in [free, None] if result.free_batch else [None]:
             try:
@@ -135,7 +130,7 @@ def _program(result: InferenceNetwork, args: Any, kwargs: Any) -> tuple[torch.ex
     raise AssertionError
 
 
-def _random(program: torch.export.ExportedProgram, inputs: list[Any]) -> tuple[Any, Any]:
+def _random(program: torch.export.ExportedProgram) -> tuple[Any, Any]:
     """Arguments of the example's structure: random numbers, zeros where integers stand."""
     leaves, spec = pytree.tree_flatten(program.example_inputs)
     fresh = [

@@ -1,15 +1,19 @@
 """InferenceNetwork: a fused graph with its forms and layouts, called like the model that it was made from."""
 
-from collections.abc import Sequence
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
+from sparse_ops.inference import capture
 from sparse_ops.inference.fuse import layer_nodes
 from sparse_ops.inference.layers import Fused
+from sparse_ops.inference.signature import Signature
 from sparse_ops.recycling import Recycler
 
 
@@ -67,43 +71,56 @@ class InferenceReport:
 
 
 class InferenceNetwork(nn.Module):
-    """What `optimize_for_inference` returns. Called like the model; evaluation mode only, no gradients.
+    """What `optimize_for_inference` returns. Called like the model, with the example's arguments; no gradients.
 
-    Floating inputs may have any floating dtype and are computed in the network's. A first dimension other than the
-    example's is accepted where `free_batch` says so; other sizes are refused with a ValueError.
+    Arguments go by position or by name. Floating tensors may have any floating dtype: they are converted to the
+    example's, autocast has no effect inside, and the result has the model's dtype. A first dimension other than the
+    example's is accepted where `free_batch` says so. Another shape or another value of what is no tensor was not
+    measured or is part of the graph, and is refused with a ValueError that names the argument.
     """
 
-    def __init__(self, graph: fx.GraphModule, inputs: Sequence[tuple[int, ...]], free_batch: bool, report: Any) -> None:
+    def __init__(self, graph: fx.GraphModule, signature: Signature, report: Any) -> None:
         super().__init__()
         self.graph = graph
-        self.inputs = [tuple(shape) for shape in inputs]
-        self.free_batch = free_batch
+        self.signature = signature
         self._report = report
         self._recycler = Recycler()
         self.training = False
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether the first dimension of the tensors may differ from the example's."""
+        return self.signature.least_batch is not None
 
     def report(self) -> InferenceReport:
         """Choices, times and bytes; print it."""
         return self._report
 
     def train(self, mode: bool = True) -> "InferenceNetwork":
-        """Refuses True: norms are folded into weights."""
-        if mode:
+        """Refuses True: norms are folded into weights. A parent that goes into training mode leaves it as it is."""
+        if mode and sys._getframe(1).f_code is not nn.Module.train.__code__:
             raise ValueError("this network is for inference: norms are folded into its weights; train the model itself")
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, in evaluation mode."""
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        skip = 1 if self.free_batch else 0
-        for i, (leaf, expected) in enumerate(zip(leaves, self.inputs, strict=False)):
-            if len(leaf.shape) != len(expected) or tuple(leaf.shape[skip:]) != expected[skip:]:
-                raise ValueError(
-                    f"tensor {i} of the input is {tuple(leaf.shape)}, this network is for "
-                    f"{('any number', *expected[1:]) if skip else expected}"
-                )
-        with torch.no_grad(), self._recycler():
+        if torch.compiler.is_exporting():
+            raise TypeError(
+                "torch.export of a network for inference: sparse_ops.export(network, example, path) does it"
+            )
+        args, kwargs = self.signature.bind(args, kwargs)
+        with torch.no_grad(), without_autocast(), self._recycler():
             return self.graph(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a network for inference is not pickled (torch.save, pickle): sparse_ops.export(network, example, path) "
+            "writes it, sparse_ops.load_exported(path) reads it"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "InferenceNetwork":
+        with capture.quiet():
+            return InferenceNetwork(copy.deepcopy(self.graph, memo), self.signature, self._report)
 
     def layers(self) -> list[tuple[str, Fused]]:
         """(name, layer) of every layer, in the order of their calls."""
@@ -118,3 +135,13 @@ def tensor_bytes(module: nn.Module) -> int:
     """What a module's parameters and buffers take, shared ones once."""
     tensors = {t.data_ptr(): t.nbytes for t in (*module.parameters(), *module.buffers()) if t.numel()}
     return sum(tensors.values())
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Dtypes as the graph has them, whatever the caller's autocast says."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

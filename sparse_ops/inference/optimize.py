@@ -13,7 +13,8 @@ from sparse_ops.inference import capture, fuse, machine, network, plan
 from sparse_ops.inference.layers import Fused
 from sparse_ops.inference.layout import BATCH_LAST, PLAIN
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
-from sparse_ops.nn import choice, parametrized, swap, timing
+from sparse_ops.inference.signature import Parameters, Signature
+from sparse_ops.nn import parametrized, swap, timing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The largest difference from the model that rounding explains, relative to its largest output.
@@ -41,17 +42,22 @@ def optimize_for_inference(
         raise TypeError(f"optimize_for_inference: model is of type {type(model).__name__}, expected a torch.nn.Module")
     if dtype not in DTYPES:
         raise ValueError(f"optimize_for_inference: dtype is {dtype!r}, expected one of {', '.join(map(repr, DTYPES))}")
+    if isinstance(model, InferenceNetwork):
+        raise ValueError(
+            "optimize_for_inference: model is what it returned already: call it, or optimise the model it was made from"
+        )
     parametrized.refuse("optimize_for_inference", model)
-    args, kwargs = capture.arguments(example)
-    graph = capture.capture(model, example)
-    fuse.fuse(graph)
-    capture.copied_constants(graph)
-    dense_bytes = network.tensor_bytes(swap.densify(model) if any(swap.sparse_layers(model)) else model)
-    if dtype != "float32":
-        cast(graph, DTYPES[dtype])
-    with choice._evaluating(model), torch.no_grad():
-        wanted = model(*args, **kwargs)
-    result = build(graph, args, kwargs, dtype, wanted, dense_bytes)
+    args, kwargs = capture.arguments(example, model)
+    with network.without_autocast():
+        wanted = capture.run_twice(model, args, kwargs)
+        graph = capture.capture(model, args, kwargs)
+        signature = Signature(args, kwargs, Parameters.of(model), graph.meta["least_batch"])
+        fuse.fuse(graph)
+        capture.copied_constants(graph)
+        dense_bytes = network.tensor_bytes(swap.densify(model) if any(swap.sparse_layers(model)) else model)
+        if dtype != "float32":
+            cast(graph, DTYPES[dtype])
+        result = build(graph, signature, args, kwargs, dtype, wanted, dense_bytes)
     if verbose:
         print(result.report())
     return result
@@ -59,6 +65,7 @@ def optimize_for_inference(
 
 def build(
     graph: fx.GraphModule,
+    signature: Signature,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dtype: str,
@@ -67,8 +74,6 @@ def build(
 ) -> InferenceNetwork:
     """The quickest network of a fused graph whose layers are all plain; `wanted` is what it has to compute."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    free = any(isinstance(s, torch.SymInt) for n in graph.graph.nodes if n.op == "placeholder"
-               for s in getattr(n.meta.get("val"), "shape", ()))  # fmt: skip
     seen = plan.record(graph, args, kwargs)
     costs = plan.measure(graph, seen)
     layouts = {
@@ -85,9 +90,9 @@ def build(
     for name, (chosen, prices) in layouts.items():
         variant = _copy(graph)
         plan.apply(variant, chosen, prices, seen)
-        networks[name] = InferenceNetwork(variant, [t.shape for t in tensors], free, None)
+        networks[name] = InferenceNetwork(variant, signature, None)
         errors[name] = difference(networks[name](*args, **kwargs), wanted)
-        if name != "dense" and not errors[name] <= TOLERANCE[dtype]:
+        if not errors[name] <= TOLERANCE[dtype]:
             raise RuntimeError(
                 f"optimize_for_inference: the network as {name} differs from the model by {errors[name]:.2g} of its "
                 "largest output, more than rounding does; this is an error in sparse_ops"

@@ -20,9 +20,9 @@ def quick(monkeypatch):
             run()
         return timing.Times((1.0,) * len(runs), False, 1)
 
-    def once(model, example):
+    def once(model, args, kwargs):
         if id(model) not in _captured:
-            _captured[id(model)] = model, _capture(model, example)
+            _captured[id(model)] = model, _capture(model, args, kwargs)
         return optimize._copy(_captured[id(model)][1])
 
     monkeypatch.setattr(timing, "compare", compare)

@@ -1,0 +1,175 @@
+"""A network for inference gives what the model gives for every call that it accepts, and refuses the others clearly."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from inference.test_optimize import assert_close
+from torch import nn
+
+import sparse_ops
+from sparse_ops.inference import load_exported, optimize_for_inference
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x, scale=1.0, flag=False, b=None):
+        y = self.layer(x) * scale
+        y = -y if flag else y
+        return y if b is None else y + b
+
+
+class ByBatch(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(8, 8)
+        self.register_buffer("table", torch.randn(8, 8))
+
+    def forward(self, x):
+        y = self.layer(x)
+        return {
+            "at least 8": lambda: y if x.shape[0] >= 8 else -y,
+            "even": lambda: y if x.shape[0] % 2 == 0 else -y,
+            "split": lambda: torch.stack(y.split(4)),
+            "loop": lambda: torch.stack([self.layer(x[i]) for i in range(x.shape[0])]),
+            "table": lambda: y + self.table,
+            "one": lambda: y if x.shape[0] != 1 else -y,
+            "squeeze": lambda: y.squeeze(),
+            "free": lambda: y / x.shape[0],
+        }[self.kind]()
+
+
+@pytest.mark.parametrize("kind", ["at least 8", "even", "split", "loop", "table", "one", "squeeze", "free"])
+def test_never_a_wrong_result_for_another_batch(kind, forms):
+    forms("dense")
+    model = ByBatch(kind).eval()
+    network = optimize_for_inference(model, torch.randn(8, 8))
+    accepted = []
+    for n in (1, 2, 3, 4, 8, 9, 16):
+        x = torch.randn(n, 8)
+        try:
+            found = network(x)
+        except ValueError as error:
+            assert "argument x is" in str(error)
+            continue
+        accepted.append(n)
+        assert_close(found, model(x).detach(), 1e-5)
+    sizes = [1, 2, 3, 4, 8, 9, 16]
+    assert accepted == {"free": sizes, "squeeze": sizes, "one": sizes[1:]}.get(kind, [8])
+
+
+def test_other_values_are_refused_and_defaults_are_known(forms, tmp_path):
+    forms("dense")
+    model, x = Scaled().eval(), torch.randn(4, 8)
+    network = optimize_for_inference(model, (x, 3.0))
+    sparse_ops.export(network, (x, 3.0), tmp_path / "n.pt2")
+    for n in (network, load_exported(tmp_path / "n.pt2")):
+        for y in (n(x, 3.0), n(x, scale=3.0), n(scale=3.0, x=x), n(x, 3.0, False)):
+            assert_close(y, model(x, 3.0).detach(), 1e-5)
+        with pytest.raises(ValueError, match=r"argument scale is 2.0, this network was made with 3.0"):
+            n(x, 2.0)
+        with pytest.raises(ValueError, match=r"argument flag is True, this network was made with False"):
+            n(x, 3.0, flag=True)
+        with pytest.raises(ValueError, match=r"argument scale is 1.0, this network was made with 3.0"):
+            n(x)
+        with pytest.raises(TypeError, match=r"argument x is given twice"):
+            n(x, 3.0, x=x)
+        with pytest.raises(TypeError, match=r"argument x is missing"):
+            n(scale=3.0)
+        with pytest.raises(ValueError, match=r"argument b is a float32 tensor of shape \(4, 6\), .* with None"):
+            n(x, 3.0, b=torch.zeros(4, 6))
+
+
+def test_keyword_arguments_in_any_order(forms):
+    forms("dense")
+    model, x, b = Scaled().eval(), torch.randn(4, 8), torch.randn(4, 6)
+    for example in ({"x": x, "b": b}, {"b": b, "x": x}):
+        network = optimize_for_inference(model, example)
+        wanted = model(x, b=b).detach()
+        for found in (network(b=b, x=x), network(x=x, b=b), network(x, b=b), network(x, 1.0, False, b)):
+            assert_close(found, wanted, 1e-5)
+        with pytest.raises(ValueError, match=r"argument b is \(4, 5\)"):
+            network(x, b=torch.randn(4, 5))
+        with pytest.raises(ValueError, match="differ in their first dimension: x 4, b 3"):
+            network(x, b=torch.randn(3, 6))
+
+
+def test_inputs_of_other_kinds(forms):
+    forms("sparse")
+    model, x = Scaled().eval(), torch.randn(4, 8)
+    network = optimize_for_inference(model, x)
+    wanted = model(x).detach()
+    assert_close(network(x.double()), wanted, 1e-5)
+    assert_close(network(x.bfloat16()), wanted, 0.02)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network(x), network(x.clone()))
+        assert_close(network(x), wanted, 1e-5)
+        assert_close(optimize_for_inference(model, x)(x), wanted, 1e-5)
+    for value in (x.long(), None, x.tolist(), x.numpy()):
+        with pytest.raises(TypeError, match=r"argument x is .* float32 tensor of shape \(4, 8\)") as caught:
+            network(value)
+        assert len(str(caught.value)) < 160
+
+
+class Counts(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.inplace, self.layer = inplace, nn.Linear(8, 6)
+        self.register_buffer("n", torch.zeros(3))
+
+    def forward(self, x):
+        if self.inplace:
+            self.n.add_(1)
+        else:
+            self.n = self.n + 1
+        return self.layer(x)
+
+
+class Random(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, True)
+
+
+def test_models_that_cannot_be_one_graph():
+    x = torch.randn(4, 8)
+    for inplace in (True, False):
+        model = Counts(inplace)
+        own = model.n
+        with pytest.raises(ValueError, match="changes its buffer 'n' in forward"):
+            optimize_for_inference(model, x)
+        assert model.n is own and torch.equal(own, torch.zeros(3))
+    with pytest.raises(ValueError, match="different results for the same input"):
+        optimize_for_inference(Random(), x)
+    with pytest.raises(ValueError, match=r"is empty, of shape \(0, 8\)"):
+        optimize_for_inference(nn.Linear(8, 6), torch.zeros(0, 8))
+
+
+def test_no_file_that_cannot_be_read(tmp_path, forms):
+    forms("sparse")
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU()), torch.randn(4, 8)
+    network = optimize_for_inference(model, x)
+    with pytest.raises(TypeError, match=r"sparse_ops\.export"):
+        pickle.dumps(network)
+    with pytest.raises(TypeError, match=r"sparse_ops\.export"):
+        torch.save(network, tmp_path / "n.pt")
+    with pytest.raises(TypeError, match=r"sparse_ops\.export"):
+        sparse_ops.save(network, tmp_path / "n.safetensors")
+    with pytest.raises(Exception, match=r"sparse_ops\.export"):
+        torch.export.export(network, (x,))
+    with pytest.raises(ValueError, match="what it returned already"):
+        optimize_for_inference(network, x)
+    assert torch.equal(copy.deepcopy(network)(x), network(x))
+    assert not (tmp_path / "n.safetensors").exists()
+
+
+def test_stays_in_evaluation_mode_inside_another_module(forms):
+    forms("dense")
+    network = optimize_for_inference(nn.Linear(8, 6), torch.randn(4, 8))
+    whole = nn.Sequential(network, nn.Linear(6, 2)).train()
+    assert whole.training and not network.training
+    with pytest.raises(ValueError, match="train the model itself"):
+        network.train()
