@@ -102,6 +102,7 @@ def test_foreign_checkpoints_are_refused(info):
         ({key: value for key, value in state.items() if key != "masks"}, "has no masks; resuming without them"),
         (state | {"method": "other"}, "the checkpoint is of the method 'other'"),
         (state | {"budget": state["budget"] | {"sparsity": 0.5}}, "has sparsity 0.5, here it is 0.75"),
+        (state | {"phase_index": 99}, f"the checkpoint is in phase 100, '{state['phase']}', of another course than"),
         ({"model": 1}, "not a sparsifier's checkpoint, it lacks method"),
         (run.optimizer.state_dict(), "not a sparsifier's checkpoint"),
     ]
