@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from bench import common, conv, linear, select, step, weights
+from bench import common, conv, select, step, weights
 from bench.gpu import append
 from bench.gpu_graphs import captured, warmed_up
-from sparse_ops.nn import SparseConv2d
+from sparse_ops.nn import SparseConv2d, SparseLinear
 
 Runs = dict[str, Callable[[], Any]]
 Wrap = Callable[[Callable[[], Any]], Callable[[], Any]]
@@ -124,17 +124,30 @@ def selection(args: argparse.Namespace, n: int) -> None:
             common.report(args, bytes=4 * n, **entry, **times)
 
 
-def linear_products(args: argparse.Namespace, dtype: str) -> None:
-    """SpMM and SDDMM against cuBLAS (dense) and cuSPARSE (torch.sparse)."""
-    given = options(args, dtype=dtype)
+def linear_products(args: argparse.Namespace, dtype: str, backward: bool) -> None:
+    """Sparse linear layers against cuBLAS (dense) and cuSPARSE (torch.sparse)."""
     for (M, K, N), sparsity in (((4096, 4096, 1024), 0.98), ((4096, 4096, 1024), 0.9), ((1024, 1024, 64), 0.98)):
-        for op, made in linear.problems(M, K, N, sparsity, given):
-            with torch.inference_mode():
-                results = timed(able(made, args, op, f"{(M, K, N)} {dtype}"), args)
-            for name, times in results.items():
-                flops = 2 * N * M * K * ((1 - sparsity) if "sparse" in name else 1)
-                entry = {"op": op, "shape": (M, K, N), "dtype": dtype, "sparsity": sparsity, "contender": name}
-                common.report(args, flops=flops, **entry, **times)
+        torch.manual_seed(0)
+        weight = weights.draw((M, K), round(sparsity * M * K)).to(args.device, common.DTYPES[dtype])
+        dense = torch.nn.Linear(K, M, device=args.device, dtype=weight.dtype)
+        dense.weight = torch.nn.Parameter(weight)
+        sparse = SparseLinear.from_dense(dense)
+        x = torch.randn(N, K, device=args.device, dtype=weight.dtype)
+        dy = torch.randn(N, M, device=args.device, dtype=weight.dtype)
+        layers = {"dense": dense, "sparse": sparse}
+        if backward:
+            runs: Runs = {name: functools.partial(_gradients, layer, x, dy) for name, layer in layers.items()}
+        else:
+            csr, columns = weight.to_sparse_csr(), x.t().contiguous()
+            runs = {name: functools.partial(layer, x) for name, layer in layers.items()}
+            runs["torch.sparse csr"] = lambda csr=csr, columns=columns: csr @ columns
+        op = "linear" + " and its gradients" * backward
+        with torch.inference_mode(not backward):
+            results = timed(able(runs, args, op, f"{(M, K, N)} {dtype}"), args)
+        for name, times in results.items():
+            live = M * K if name == "dense" else int(weight.count_nonzero())
+            entry = {"op": op, "shape": (M, K, N), "dtype": dtype, "sparsity": sparsity, "contender": name}
+            common.report(args, flops=2.0 * (3 if backward else 1) * live * N, **entry, **times)
 
 
 def convolution(args: argparse.Namespace, dtype: str, backward: bool) -> None:
@@ -183,7 +196,8 @@ def benchmarks() -> list[tuple[str, Callable[[argparse.Namespace], None], float]
     for n in (25_600_000, 100_000_000, 1_000_000_000):
         add(f"select {n}", selection, 10, n=n)
     for dtype in ("float32", "bfloat16"):
-        add(f"linear {dtype}", linear_products, 10, dtype=dtype)
+        for backward in (False, True):
+            add(f"linear {dtype}{' backward' * backward}", linear_products, 8, dtype=dtype, backward=backward)
     for backward in (False, True):
         add(f"conv{' backward' * backward}", convolution, 10, dtype="float32", backward=backward)
     add("conv bfloat16", convolution, 10, dtype="bfloat16", backward=False)
