@@ -74,6 +74,8 @@ def _layers(graph: fx.GraphModule) -> None:
         weight, bias = _constant(graph, given["weight"]), _constant(graph, given["bias"])
         if weight is None or not weight.is_floating_point() or (bias is None) != (given["bias"] is None):
             continue
+        if weight.dim() == 4 and _dim(given["input"]) != 4:
+            continue  # one image without a batch
         path = _free_path(graph, str(given["weight"].target))
         _replace(graph, node, path, makers[node.target](given, weight, bias), (given["input"],))
 

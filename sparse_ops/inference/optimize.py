@@ -22,7 +22,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def optimize_for_inference(
-    model: nn.Module, example: Any, *, dtype: str = "float32", verbose: bool = False
+    model: nn.Module, example: Any, *, dtype: str | torch.dtype = "float32", verbose: bool = False
 ) -> InferenceNetwork:
     """The model as one graph for inference, as quick as this machine is measured to run it.
 
@@ -31,8 +31,8 @@ def optimize_for_inference(
     measured at its shapes, with torch's threads of now.
     Batch norms go into the weights before them; biases, ReLU, GELU and residual additions into the layers. Layers are
     dense or sparse, tensors are laid out as torch has them or with the batch last, as measured. Where no such form of
-    the whole network is quicker than its dense form, that is taken. dtype: "float32", or "bfloat16": weights and
-    activations; the result has the model's own dtype in either case.
+    the whole network is quicker than its dense form, that is taken. dtype: "float32" or "bfloat16", what weights and
+    activations are converted to, whatever the model's dtype is; the result has the model's own dtype.
     No dense copy is kept of a weight that is held sparse. verbose: print `.report()`.
 
     Raises ValueError or TypeError that says what is wrong with the arguments, and where the model fails on the example
@@ -40,7 +40,8 @@ def optimize_for_inference(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize_for_inference: model is of type {type(model).__name__}, expected a torch.nn.Module")
-    if dtype not in DTYPES:
+    dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"optimize_for_inference: dtype is {dtype!r}, expected one of {', '.join(map(repr, DTYPES))}")
     if isinstance(model, InferenceNetwork):
         raise ValueError(
@@ -55,8 +56,8 @@ def optimize_for_inference(
         fuse.fuse(graph)
         capture.copied_constants(graph)
         dense_bytes = network.tensor_bytes(swap.densify(model) if any(swap.sparse_layers(model)) else model)
-        if dtype != "float32":
-            cast(graph, DTYPES[dtype])
+        cast(graph, DTYPES[dtype])
+        _lie_as(graph, wanted)
         result = build(graph, signature, args, kwargs, dtype, wanted, dense_bytes)
     if verbose:
         print(result.report())
@@ -85,14 +86,16 @@ def build(
         del layouts["sparse"]
     if BATCH_LAST not in layouts["sparse, batch last"][0].values():
         del layouts["sparse, batch last"]
+    floats = {leaf.dtype for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)}
+    tolerance = TOLERANCE["bfloat16" if floats & {torch.bfloat16, torch.float16} else dtype]
     networks: dict[str, InferenceNetwork] = {}
     errors: dict[str, float] = {}
     for name, (chosen, prices) in layouts.items():
         variant = _copy(graph)
-        plan.apply(variant, chosen, prices, seen)
+        plan.apply(variant, chosen, prices, seen, costs)
         networks[name] = InferenceNetwork(variant, signature, None)
         errors[name] = difference(networks[name](*args, **kwargs), wanted)
-        if not errors[name] <= TOLERANCE[dtype]:
+        if not errors[name] <= tolerance:
             raise RuntimeError(
                 f"optimize_for_inference: the network as {name} differs from the model by {errors[name]:.2g} of its "
                 "largest output, more than rounding does; this is an error in sparse_ops"
@@ -143,41 +146,73 @@ def _row(name: str, pair: tuple[fx.Node, Fused], layouts: Mapping[str, str]) -> 
 
 
 def cast(graph: fx.GraphModule, dtype: torch.dtype) -> None:
-    """Compute in `dtype`: weights and other float32 constants but those of norms; inputs in, float outputs back."""
-    kept = set()
+    """Compute in `dtype` where layers have another one: weights and other constants of theirs, inputs in, results back.
+
+    Norms keep constants of float32 and more in float32.
+    """
+    own = {layer.dense_weight().dtype for _, layer in fuse.layer_nodes(graph)} - {dtype}
+    if not own:
+        return
+    # Of a float32 model, ops that ask for float32 want it; of others, ops name the model's dtype where it is created.
+    asked = own - {torch.float32}
+    norms = set()
     for node in graph.graph.nodes:
         if node.op == "call_function" and "norm" in str(node.target):
-            kept |= {str(source.target) for source in node.all_input_nodes if source.op == "get_attr"}
+            norms |= {str(source.target) for source in node.all_input_nodes if source.op == "get_attr"}
     memo: dict[int, Tensor] = {}
     for path, module in graph.named_modules():
         for table in (module._parameters, module._buffers):
             for key, t in table.items():
-                if t is None or t.dtype != torch.float32 or (f"{path}.{key}" if path else key) in kept:
+                if t is None or t.dtype not in own:
                     continue
                 if id(t) not in memo:
-                    memo[id(t)] = t.detach().to(dtype)
+                    norm = (f"{path}.{key}" if path else key) in norms
+                    memo[id(t)] = t.detach().to(torch.float32 if norm else dtype)
                 table[key] = memo[id(t)] if table is module._buffers else nn.Parameter(memo[id(t)], False)
+
+    def converted(node: fx.Node, to: torch.dtype) -> fx.Node:
+        call = graph.graph.call_function(torch.ops.aten.to.dtype, (node, to))
+        call.meta = dict(node.meta)
+        return call
+
     for node in list(graph.graph.nodes):
         value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, Tensor) and value.dtype == torch.float32:
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.dtype in own:
             with graph.graph.inserting_after(node):
-                inside = graph.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
-            inside.meta = dict(node.meta)
+                inside = converted(node, dtype)
             node.replace_all_uses_with(inside, delete_user_cb=lambda user, inside=inside: user is not inside)
+        elif node.op == "call_function":
+            node.args = pytree.tree_map_only(torch.dtype, lambda d: torch.float32 if d in asked else d, node.args)
+            node.kwargs = pytree.tree_map_only(torch.dtype, lambda d: torch.float32 if d in asked else d, node.kwargs)
         elif node.op == "output":
+
+            def back(n: fx.Node) -> fx.Node:
+                value = n.meta.get("val")
+                return converted(n, value.dtype) if isinstance(value, Tensor) and value.dtype in own else n
+
             with graph.graph.inserting_before(node):
-                node.args = fx.node.map_arg(node.args, lambda n: _back(graph, n))
+                node.args = fx.node.map_arg(node.args, back)
     graph.graph.lint()
     graph.recompile()
 
 
-def _back(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype != torch.float32:
-        return node
-    back = graph.graph.call_function(torch.ops.aten.to.dtype, (node, torch.float32))
-    back.meta = dict(node.meta)
-    return back
+def _lie_as(graph: fx.GraphModule, wanted: Any) -> None:
+    """Results are contiguous where the model's are: a caller's view may rely on it."""
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    leaves = iter(pytree.tree_leaves(wanted))
+
+    def contiguous(node: Any) -> Any:
+        like = next(leaves, None)
+        if not isinstance(node, fx.Node) or not isinstance(like, Tensor) or like.dim() < 3 or not like.is_contiguous():
+            return node
+        call = graph.graph.call_function(torch.ops.aten.contiguous.default, (node,))
+        call.meta = dict(node.meta)
+        return call
+
+    with graph.graph.inserting_before(output):
+        output.args = (type(output.args[0])(contiguous(node) for node in output.args[0]),)
+    graph.graph.lint()
+    graph.recompile()
 
 
 def difference(found: Any, wanted: Any) -> float:

@@ -158,14 +158,21 @@ def _conversion(found: Seen) -> float:
 
 
 def apply(
-    graph: fx.GraphModule, layouts: Mapping[str, str], costs: Mapping[str, Costs], seen: Mapping[str, Seen]
+    graph: fx.GraphModule,
+    layouts: Mapping[str, str],
+    costs: Mapping[str, Costs],
+    seen: Mapping[str, Seen],
+    measured: Mapping[str, Costs],
 ) -> None:
-    """Put the chosen forms and the conversions between layouts into the graph, in place."""
+    """Put the chosen forms and the conversions between layouts into the graph, in place.
+
+    costs: what the choice goes by; measured: what the layers say of it.
+    """
     for node, layer in layer_nodes(graph):
         cost, last = costs[node.name], layouts[node.name] == BATCH_LAST
         sparse = last or cost.sparse < cost.dense
         chosen = layer.to_sparse() if sparse else layer.to_dense()
-        chosen.choice = _reason(cost, sparse, last)
+        chosen.choice = _reason(measured[node.name], sparse, last)
         graph.set_submodule(str(node.target), chosen)
     turned: dict[tuple[fx.Node, str], fx.Node] = {}
     for node in list(graph.graph.nodes):
@@ -196,4 +203,4 @@ def _reason(cost: Costs, sparse: bool, last: bool) -> str:
     parts += [f"{name} {ms:.3f}" for name, ms, is_own in others if not is_own and ms < math.inf]
     if not last and cost.batch_last < math.inf:
         parts.append(f"batch last {cost.batch_last:.3f}")
-    return ", ".join(parts)
+    return ", ".join([*parts, "machine busy"] if cost.busy else parts)

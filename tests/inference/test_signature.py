@@ -173,3 +173,34 @@ def test_stays_in_evaluation_mode_inside_another_module(forms):
     assert whole.training and not network.training
     with pytest.raises(ValueError, match="train the model itself"):
         network.train()
+
+
+@pytest.mark.parametrize("own", [torch.float64, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, "bfloat16", torch.bfloat16])
+def test_computes_in_the_dtype_that_was_asked_for(own, dtype, forms):
+    forms("sparse")
+    model = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)).to(own).eval()
+    x = torch.randn(4, 8, dtype=own)
+    network = optimize_for_inference(model, x, dtype=dtype)
+    assert all(layer.dense_weight().dtype == getattr(torch, str(dtype).split(".")[-1]) for _, layer in network.layers())
+    assert network(x).dtype == own
+    exact = own != torch.bfloat16 and dtype == torch.float32
+    assert_close(network(x), model(x).detach(), 1e-5 if exact else 0.05)
+
+
+def test_images_lie_as_the_models_and_one_without_a_batch(forms):
+    forms("batch_last")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(4, 3, 9, 9)
+    found = optimize_for_inference(model, x)(x)
+    assert found.is_contiguous()
+    assert_close(found.view(4, -1), model(x).detach().view(4, -1), 1e-5)
+    assert_close(optimize_for_inference(copy.deepcopy(model), x[0])(x[0]), model(x[0]).detach(), 1e-5)
+
+
+def test_the_dense_form_says_why():
+    model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(4, 64)
+    with torch.no_grad():
+        model[0].weight *= torch.rand(64, 64) > 0.9
+    text = str(optimize_for_inference(model, x).report())
+    assert "runs as dense" in text and "sparse 1.000" in text
