@@ -208,7 +208,8 @@ def shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _tidy(graph: fx.GraphModule) -> None:
     """Without guards and ops that do nothing; views that any memory layout of their input allows."""
     for node in list(graph.graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
+        guard = node.op == "call_module" and node.target == "_guards_fn"
+        if guard or node.target is _aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
         elif node.target in _NOTHING and not node.kwargs and node.args[0].op != "placeholder":
             node.replace_all_uses_with(node.args[0])

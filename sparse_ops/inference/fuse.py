@@ -16,6 +16,8 @@ _NORMS = (_aten._native_batch_norm_legit_no_training.default, _aten.batch_norm.d
 
 def fuse(graph: fx.GraphModule) -> None:
     """Put Fused layers into the graph in place; values change by float32 rounding alone."""
+    _each(graph, (_aten.mul.Tensor,), _multiply)
+    graph.graph.eliminate_dead_code()
     _layers(graph)
     _fold_norms(graph)
     _each(graph, (_aten.add.Tensor,), _take_addend)
@@ -58,6 +60,27 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     schema = target._schema
     values = {argument.name: argument.default_value for argument in schema.arguments}
     return values | dict(zip(values, node.args, strict=False)) | node.kwargs
+
+
+def _multiply(graph: fx.GraphModule, node: fx.Node) -> None:
+    """A product of two constants, as of torch.nn.utils.prune's weight_orig and weight_mask, becomes one constant."""
+    given = _arguments(node)
+    a, b = _constant(graph, given["self"]), _constant(graph, given["other"])
+    if a is None or b is None:
+        return
+    sources = sorted(
+        (str(given[name].target) for name in ("self", "other")), key=lambda path: not path.endswith("_orig")
+    )
+    parent, _, leaf = sources[0].removesuffix("_orig").rpartition(".")
+    holder = graph.get_submodule(parent)
+    while hasattr(holder, leaf):
+        leaf += "_product"
+    holder.register_buffer(leaf, a * b)
+    with graph.graph.inserting_before(node):
+        constant = graph.graph.get_attr(f"{parent}.{leaf}" if parent else leaf)
+    constant.meta = dict(node.meta)
+    node.replace_all_uses_with(constant)
+    graph.graph.erase_node(node)
 
 
 def _layers(graph: fx.GraphModule) -> None:
@@ -122,16 +145,21 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 def _free_path(graph: fx.GraphModule, weight: str) -> str:
-    """Where a weight's layer goes: the path of the weight's module where that holds nothing else, or one beside it."""
+    """Where a weight's layer goes: the path of the weight's module where nothing else of it is used, or one beside."""
     path = weight.removesuffix("weight").rstrip("._") or "layer"
     modules, found, i = dict(graph.named_modules()), path, 2
+    used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     while found in modules and (
         isinstance(modules[found], Fused)
         or modules[found]._modules
-        or (modules[found]._parameters.keys() | modules[found]._buffers.keys()) - {*HELD}
+        or any(f"{found}.{key}" in used and key not in HELD for key in _tensors(modules[found]))
     ):
         found, i = f"{path}_{i}", i + 1
     return found
+
+
+def _tensors(module: torch.nn.Module) -> set[str]:
+    return {*module._parameters, *module._buffers}
 
 
 def _replace(graph: fx.GraphModule, node: fx.Node, path: str, layer: Fused, args: tuple[Any, ...]) -> fx.Node:

@@ -204,3 +204,13 @@ def test_the_dense_form_says_why():
         model[0].weight *= torch.rand(64, 64) > 0.9
     text = str(optimize_for_inference(model, x).report())
     assert "runs as dense" in text and "sparse 1.000" in text
+
+
+def test_a_model_masked_by_torch_becomes_sparse_under_its_names(forms):
+    forms("sparse")
+    model, x = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(4, 32)
+    for layer in (model[0], model[2]):
+        nn.utils.prune.l1_unstructured(layer, "weight", 0.9)
+    network = optimize_for_inference(model, x)
+    assert [(name, layer.sparse_form) for name, layer in network.layers()] == [("0", True), ("2", True)]
+    assert_close(network(x), model(x).detach(), 1e-5)
