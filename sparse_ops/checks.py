@@ -1,17 +1,43 @@
-"""Checks shared by ops: each raises an error that names the op, the argument and the value."""
+"""Checks shared by ops and by the functions above them: errors that name the caller, the argument and the value."""
 
+import math
+import numbers
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def module(op: str, value: Any, name: str = "model") -> None:
+    """TypeError for what is no module, as where arguments are swapped, or a class is given for one of it."""
+    if not isinstance(value, nn.Module):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise TypeError(f"{op}: {name} is {given}, expected a torch.nn.Module")
+
+
+def optimizer(op: str, value: Any) -> None:
+    """TypeError for what is no optimiser of torch.optim's kind."""
+    if not isinstance(value, torch.optim.Optimizer):
+        raise TypeError(f"{op}: optimizer is of type {type(value).__name__}, expected a torch.optim.Optimizer")
+
+
+def at_least_0(op: str, name: str, value: Any) -> None:
+    """TypeError for what is no number, ValueError for one that is not finite or below 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
+        raise TypeError(f"{op}: {name} is {value!r}, expected a number >= 0")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{op}: {name} is {float(value)}, expected a finite number >= 0")
 
 
 def tensor_list(op: str, name: str, tensors: Iterable[Tensor]) -> list[Tensor]:
     """A non-empty list from any iterable of tensors; a lone tensor, whose rows iteration would yield, is refused."""
     if isinstance(tensors, Tensor):
         raise TypeError(f"{op}: {name} is one tensor of shape {tuple(tensors.shape)}, expected a list of tensors")
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"{op}: {name} is {tensors!r}, expected a list of tensors")
     tensors = list(tensors)
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):

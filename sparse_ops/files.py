@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
-from sparse_ops import encodings
+from sparse_ops import checks, encodings
 from sparse_ops.checks import FLOATS
 from sparse_ops.encodings import Encoding, Form, Header, Kind, join
 from sparse_ops.inference.network import InferenceNetwork
@@ -39,7 +39,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     parametrized.refuse("save", model)
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))
+        raise FileNotFoundError(errno.ENOENT, f"save: there is no folder {path.parent} for the file", os.fspath(path))
     if path.is_dir():
         raise IsADirectoryError(f"save: {path} is a folder, expected the name of a file in it")
     tensors, header = _encode(model)
@@ -159,6 +159,7 @@ def verify(path: str | os.PathLike[str]) -> FileReport:
     another version or inconsistent raises ValueError that names the file and what is wrong. Nothing is made dense:
     memory is in proportion to the file (12 times its size measured), whatever shapes it states.
     """
+    _check_path("verify(path)", path)
     rows, dense_bytes = [], 0
     with _naming(path):
         tensors, header = _read(path)
@@ -184,12 +185,16 @@ def _countable(t: Tensor) -> Tensor:
     return t.view(signed.get(t.dtype, t.dtype))
 
 
+def _check_path(call: str, path: Any) -> None:
+    """TypeError for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{call}: path is of type {type(path).__name__}, expected a path")
+
+
 def _check_arguments(call: str, model: Any, path: Any) -> None:
     """TypeError that says which argument is what, as where the two are swapped."""
-    for name, value, kind in (("model", model, nn.Module), ("path", path, str | os.PathLike)):
-        if not isinstance(value, kind):
-            wanted = "a torch.nn.Module" if name == "model" else "a path"
-            raise TypeError(f"{call}: {name} is of type {type(value).__name__}, expected {wanted}")
+    checks.module(call, model)
+    _check_path(call, path)
 
 
 @contextlib.contextmanager

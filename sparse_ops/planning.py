@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_ops import masks, prunable
+from sparse_ops import checks, masks, prunable
 from sparse_ops.masks import Count, Scope
 from sparse_ops.nn.base import SparseModule, dense_weight
 from sparse_ops.nn.choice import EXPECTED_SPARSITY
@@ -96,9 +96,10 @@ def plan(
 
     sparsity: share of zeros among the prunable weights, in [0, 1). scope: a global budget fixes only the total before
     the network is pruned; "uniform" and "erk" fix each layer's. prunable, exclude, count, min_nonzeros: as in
-    `sparse_ops.methods`. ValueError for a sparsity outside [0, 1), for a model without prunable weights, and where the
-    budget leaves too few weights for every layer to keep min_nonzeros.
+    `sparse_ops.methods`. TypeError for what is no model, ValueError for a sparsity outside [0, 1), for a model without
+    prunable weights, and where the budget leaves too few weights for every layer to keep min_nonzeros.
     """
+    checks.module("plan", model)
     selection = _select(model, prunable, exclude)
     sizes = [w.parameter.numel() for w in selection.weights]
     total = masks.budget(sum(sizes), sparsity, count)
@@ -200,6 +201,11 @@ def sparsity_report(model: nn.Module, selection: Selection | None = None) -> Spa
 
     selection: which weights (default: all registered types, frozen or not, and sparse layers).
     """
+    checks.module("sparsity_report", model)
+    if not isinstance(selection, Selection | None):
+        raise TypeError(
+            f"sparsity_report: selection is {selection!r}, expected a Selection (of prunable.select) or None"
+        )
     layers, beside = [], 0
     counted: dict[int, torch.Tensor] = {}  # the tensors are held, so that no id comes twice
     if selection is not None:

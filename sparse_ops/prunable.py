@@ -116,6 +116,8 @@ def select(model: nn.Module, prunable: Filters = None, exclude: Filters = None) 
     a module that is not prunable (an Embedding). ValueError when nothing is left, or a pattern matches nothing.
     """
     wanted, unwanted = _as_list("prunable", prunable), _as_list("exclude", exclude)
+    if prunable is not None and not wanted:
+        raise ValueError("prunable= is an empty list, which chooses no weight; None chooses all that are prunable")
     owners: dict[int, list[Owner]] = {}
     parameters: dict[int, nn.Parameter] = {}
     for owner, parameter in _owned(model):
@@ -223,6 +225,10 @@ def _as_list(argument: str, filters: Filters) -> list[Filter]:
     if filters is None:
         return []
     single = isinstance(filters, str | type) or (callable(filters) and not isinstance(filters, Iterable))
+    if not single and not isinstance(filters, Iterable):
+        raise TypeError(
+            f"{argument}= is {filters!r}; expected a predicate (name, module), a module type, a name pattern or a list"
+        )
     listed: list[Filter] = [filters] if single else list(filters)  # type: ignore[arg-type, list-item]
     for filter_ in listed:
         if not (isinstance(filter_, str) or callable(filter_)):

@@ -32,7 +32,7 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
     if path.suffix != ".pt2":
         raise ValueError(f"export: path is {os.fspath(path)!r}, expected a name that ends in .pt2")
     if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path.parent))
+        raise FileNotFoundError(errno.ENOENT, f"export: there is no folder {path.parent} for the file", os.fspath(path))
     if path.is_dir():
         raise IsADirectoryError(f"export: {path} is a folder, expected the name of a file")
     if isinstance(model, InferenceNetwork):

@@ -13,6 +13,8 @@ def check(
 
     settings: budget and settings of the sparsifier; phases: the names of all, the end among them.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{title}: the checkpoint is of type {type(state).__name__}, expected what state_dict() gave")
     missing = [key for key in PARTS if key not in state]
     if missing:
         raise ValueError(f"{title}: this is not a sparsifier's checkpoint, it lacks {', '.join(missing)}")

@@ -150,6 +150,8 @@ def get(name: str) -> MethodInfo:
     for info in _METHODS:
         if info.name == name:
             return info
+    if not isinstance(name, str):
+        raise TypeError(f"methods.get: name is {name!r}, expected one of {', '.join(names())}")
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"there is no method {name!r}{hint} (known: {', '.join(names())})")

@@ -24,8 +24,8 @@ class SparseGates(nn.Module):
         super().__init__()
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"SparseGates: n is {n!r}, expected an integer >= 1")
-        if not 0 < initial_share < 1:
-            raise ValueError(f"SparseGates: initial_share is {initial_share}, expected 0 < initial_share < 1")
+        if not isinstance(initial_share, int | float) or not 0 < initial_share < 1:
+            raise ValueError(f"SparseGates: initial_share is {initial_share!r}, expected 0 < initial_share < 1")
         if leaky not in ("relu", "elu"):
             raise ValueError(f"SparseGates: leaky is {leaky!r}; it may be relu or elu")
         self.n, self.leaky = n, leaky
@@ -45,9 +45,9 @@ class SparseGates(nn.Module):
 
         Its gradient goes through open gates only: where a is 0 it would be infinite.
         """
-        if not 0 < p < 1:
+        if not isinstance(p, int | float) or not 0 < p < 1:
             raise ValueError(
-                f"SparseGates: p is {p}, expected 0 < p < 1: gates sum to one, so their l1 norm is constant"
+                f"SparseGates: p is {p!r}, expected 0 < p < 1: gates sum to one, so their l1 norm is constant"
             )
         a = self()
         return torch.where(a > 0, torch.where(a > 0, a, 1.0) ** p, 0.0).sum() ** (1 / p)

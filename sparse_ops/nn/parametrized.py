@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparse_ops import checks
+
 
 class Form(nn.Module):
     """A method's parametrization of a weight, in the sense of torch.nn.utils.parametrize, without an inverse."""
@@ -83,6 +85,7 @@ def bake(model: nn.Module) -> nn.Module:
     plain again, and state_dict has the keys that the network began with. Nothing happens to a model without such
     weights. Raises ValueError for the model that a sparsifier trains: that is what its `finalize` is for.
     """
+    checks.module("bake", model)
     found = list(places(model))
     for name, module, leaf in found:
         if _forms(module, leaf)[0] in _in_training:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
+from sparse_ops import checks
 from sparse_ops.nn import choice, parametrized
 from sparse_ops.nn.base import SparseModule, dense_weight
 from sparse_ops.nn.choice import LayerChoice, LayerInput, SparsifyTable
@@ -42,10 +43,16 @@ def sparsify(
     is kept as `sparsify_table` on the model that is returned.
 
     A converted layer keeps no dense copy of its weight. `densify` is the inverse. Raises ValueError for a policy that
-    is none of these, and for a model whose weights a method still computes from thresholds (`finalize` or
-    `sparse_ops.methods.bake` ends that); ValueError or TypeError for an example that the model refuses.
+    is none of these, for an empty list of examples, and for a model whose weights a method still computes from
+    thresholds (`finalize` or `sparse_ops.methods.bake` ends that); ValueError or TypeError for an example that the
+    model refuses.
     """
+    checks.module("sparsify", model)
     threshold = _threshold(policy)
+    if isinstance(example, list) and not example:
+        raise ValueError("sparsify: example is an empty list, expected at least one example to measure with, or None")
+    if optimizer is not None:
+        checks.optimizer("sparsify", optimizer)
     parametrized.refuse("sparsify", model)
     result, moved = (model, {}) if inplace else _copied(model)
     owners = owners_of(result)
@@ -78,6 +85,9 @@ def densify(model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.O
 
     inplace: change `model` itself, not a copy. optimizer: its parameter groups and state go over to the dense weights.
     """
+    checks.module("densify", model)
+    if optimizer is not None:
+        checks.optimizer("densify", optimizer)
     result, moved = (model, {}) if inplace else _copied(model)
     swaps: dict[nn.Module, nn.Module] = {}
     converted: Conversions = {}
@@ -98,7 +108,7 @@ def _threshold(policy: str) -> float | None:
         return None
     if policy == "all":
         return 0.0
-    name, _, number = policy.partition(":")
+    name, _, number = str(policy).partition(":")
     try:
         threshold = float(number)
     except ValueError:

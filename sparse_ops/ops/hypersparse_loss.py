@@ -1,6 +1,7 @@
 """The op sparse_ops::hypersparse_loss: HyperSparse's penalty with s and A taken from the weights themselves."""
 
 import math
+import numbers
 import sys
 import warnings
 from collections.abc import Iterable
@@ -72,6 +73,8 @@ def hypersparse_loss(weights: Iterable[Tensor], sparsity: float) -> Tensor:
     for a sparsity outside [0, 1), no weights, or weights on several devices.
     """
     weights = checks.tensor_list("hypersparse_loss", "weights", weights)
+    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
+        raise TypeError(f"hypersparse_loss: sparsity is {sparsity!r}, expected a number in [0, 1)")
     if not 0 <= sparsity < 1:
         raise ValueError(f"hypersparse_loss: sparsity is {sparsity}, expected 0 <= sparsity < 1")
     n = sum(w.numel() for w in weights)

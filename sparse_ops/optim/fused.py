@@ -117,6 +117,8 @@ class SweepInside(torch.optim.Optimizer):
         return float(lr)
 
     def _keep_state_in(self, dtype: torch.dtype | None) -> None:
+        if not isinstance(dtype, torch.dtype | None):
+            raise TypeError(f"{type(self).__name__}: state_dtype is {dtype!r}, expected a torch.dtype or None")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"{type(self).__name__}: state_dtype is {dtype}, expected a floating point type or None")
         self.state_dtype = dtype

@@ -117,6 +117,8 @@ def attach(optimizer: torch.optim.Optimizer, sweep: Sweep) -> Attachment:
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"the optimizer is {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    if not isinstance(sweep, Sweep):
+        raise TypeError(f"attach: sweep is of type {type(sweep).__name__}, expected a Sweep")
     check_free(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, w in sweep.weights.items() if id(w) not in held]

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from sparse_ops import prunable
+from sparse_ops import checks, prunable
 from sparse_ops.nn.base import SparseModule
 
 
@@ -13,10 +13,11 @@ def param_groups(model: nn.Module, weight_decay: float, *, no_decay: prunable.Fi
 
     Decays: what has two or more dimensions, and `values` of SparseLinear and SparseConv2d, which are weights though
     they are 1-D. no_decay: predicates, module types or name patterns (as `prunable=` of a method) that do not decay in
-    any case. Frozen parameters are in their group too, a tied one once. ValueError for a negative weight_decay.
+    any case. Frozen parameters are in their group too, a tied one once. ValueError for a weight_decay that is
+    negative or not finite, TypeError for what is no model or no number.
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"param_groups: weight_decay is {weight_decay}, expected a number >= 0")
+    checks.module("param_groups", model)
+    checks.at_least_0("param_groups", "weight_decay", weight_decay)
     sparse = {id(m.values) for m in model.modules() if isinstance(m, SparseModule)}
     kept = {id(p) for p in prunable.matching(model, "no_decay", no_decay)}
     decay: list[nn.Parameter] = []

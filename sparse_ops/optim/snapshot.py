@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_ops import prunable
+from sparse_ops import checks, prunable
 from sparse_ops.masks import PackedMask
 from sparse_ops.optim.packed import PackedBits, packed_state, unpacked_state
 
@@ -100,6 +100,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, PackedMask]) -> None:
     Names are compared without `module.` and `_orig_mod.`, those of parametrized weights without their parametrization.
     ValueError for a name that the model lacks or another shape.
     """
+    checks.module("apply_masks_", model)
     parameters = {prunable.plain(name): p for name, p in prunable.named_parameters(model).items()}
     shapes = {name: p.shape for name, p in parameters.items()}
     missing = [name for name in masks if name not in shapes]

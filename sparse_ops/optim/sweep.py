@@ -55,11 +55,20 @@ class Sweep:
         exact_every: int = 1000,
         check: bool = False,
     ) -> None:
+        if not isinstance(weights, Mapping):
+            raise TypeError(
+                f"Sweep: weights is of type {type(weights).__name__}, expected a dict from names to Parameters"
+            )
+        checks.at_least_0("Sweep", "tolerance", tolerance)
+        checks.at_least_0("Sweep", "exact_every", exact_every)
         if not weights:
             raise ValueError("Sweep: there are no weights to watch")
         rows = list(scopes) if scopes is not None else [0] * len(weights)
         if len(rows) != len(weights) or sorted(set(rows)) != list(range(max(rows) + 1)):
             raise ValueError(f"Sweep: scopes are {rows} for {len(weights)} weights; expected every row from 0 up")
+        for name, w in weights.items():
+            if not isinstance(w, nn.Parameter):
+                raise TypeError(f"Sweep: weights[{name!r}] is of type {type(w).__name__}, expected a Parameter")
         devices = {name: w.device for name, w in weights.items()}
         first, device = next(iter(devices.items()))
         for name, other in devices.items():
