@@ -251,6 +251,14 @@ def run_all(args) -> None:
         report(args, contender=name, spread=high - low, **shared, **share)
 
 
+# what the picture calls a contender beside its name in the table
+SAID = {
+    "inplace": "memory floor: one in-place pass",
+    "pytorch-best": "compiled, kthvalue",
+    "authors": "sort, autograd",
+}
+
+
 def plot(records: Path, picture: Path) -> None:
     """Time against the number of weights, one line a contender, from the latest record of each."""
     import matplotlib
@@ -268,9 +276,10 @@ def plot(records: Path, picture: Path) -> None:
         points = sorted((n, ms) for (contender, n), ms in latest.items() if contender == name)
         ours = name.startswith("sweep")
         style = {"linewidth": 2.2, "marker": "o"} if ours else {"linewidth": 1.2, "marker": ".", "linestyle": "--"}
-        axes.plot(*zip(*points, strict=True), label=name, **style)
+        said = "sparse_ops" if ours else SAID.get(name)
+        axes.plot(*zip(*points, strict=True), label=f"{name} ({said})" if said else name, **style)
     axes.set(xscale="log", yscale="log", xlabel="weights", ylabel="milliseconds a step")
-    axes.set_title("A step of SGD with momentum, float32")
+    axes.set_title("A step of SGD with momentum, float32. Solid: sparse_ops, dashed: PyTorch and the floor")
     axes.grid(True, which="major", alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     picture.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ def at_least_0(op: str, name: str, value: Any) -> None:
     """TypeError for what is no number, ValueError for one that is not finite or below 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
         raise TypeError(f"{op}: {name} is {value!r}, expected a number >= 0")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise TypeError(f"{op}: {name} is a tensor of shape {tuple(value.shape)}, expected a number >= 0")
     if not 0 <= float(value) < math.inf:
         raise ValueError(f"{op}: {name} is {float(value)}, expected a finite number >= 0")
 

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         if (found := encodings.digest(tensors, header)) != header.sha256:
             raise ValueError(f"the hash of its contents is {found}, its header says {header.sha256}")
         stored = encodings.stored(tensors, header)
-        swaps = _swaps(model, header)
         forms = {key: form for item in stored for key, form in item.forms().items()}
+        foreign = _foreign(model, forms)
+        swaps = _swaps(model, header, foreign)
         masked = {
             key: halves
             for key, halves in _masked_by_torch(model).items()
@@ -81,7 +82,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         }
         for key, halves in masked.items():
             forms |= dict.fromkeys(halves, forms.pop(key))
-        _check_fit(model, swaps, forms)
+        _check_fit(model, swaps, forms, foreign)
         state: dict[str, Tensor] = {}
         for item in stored:
             if item.shared in state and isinstance(item.encoding, Encoding):
@@ -271,13 +272,22 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         raise ValueError(f"it is truncated or not a safetensors file ({error})") from None
 
 
-def _swaps(model: nn.Module, header: Header) -> dict[nn.Module, nn.Module]:
+def _foreign(model: nn.Module, keys: Iterable[str]) -> str:
+    """What an error says beside the first name that does not fit, where most layers are others than the model's."""
+    theirs, ours = ({key.rpartition(".")[0] for key in found} for found in (keys, model.state_dict()))
+    common = len(theirs & ours)
+    if 2 * common >= max(len(theirs), len(ours)):
+        return ""
+    return f"; {common} of its {len(theirs)} layers are among the model's {len(ours)}: it belongs to another network"
+
+
+def _swaps(model: nn.Module, header: Header, foreign: str) -> dict[nn.Module, nn.Module]:
     """The layers to exchange so that the model is sparse where the file is; nothing is changed yet."""
     modules = dict(model.named_modules(remove_duplicate=False))
     swaps: dict[nn.Module, nn.Module] = {}
     for name, (kind, shape) in header.layers.items():
         if name not in modules:
-            raise ValueError(f"the sparse layer {name!r} is not in the model")
+            raise ValueError(f"the sparse layer {name!r} is not in the model{foreign}")
         layer = modules[name]
         target = type(layer) if isinstance(layer, SparseModule) else swap.SPARSE_TYPES.get(type(layer))
         if target is None or target.__name__ != kind:
@@ -293,7 +303,7 @@ def _swaps(model: nn.Module, header: Header) -> dict[nn.Module, nn.Module]:
     return swaps
 
 
-def _check_fit(model: nn.Module, swaps: dict[nn.Module, nn.Module], forms: dict[str, Form]) -> None:
+def _check_fit(model: nn.Module, swaps: dict[nn.Module, nn.Module], forms: dict[str, Form], foreign: str) -> None:
     """Every key of the file has its place in the model with the same shape and kind of dtype, and the other way round.
 
     A sparse layer has any number of values and columns in the file.
@@ -304,9 +314,9 @@ def _check_fit(model: nn.Module, swaps: dict[nn.Module, nn.Module], forms: dict[
             expected = {k: t for k, t in expected.items() if k.rpartition(".")[0] != name}
             expected |= {join(name, k): t for k, t in swaps[module].state_dict().items()}
     if missing := sorted(expected.keys() - forms.keys()):
-        raise ValueError(f"{missing[0]!r} is missing ({len(missing)} such keys)")
+        raise ValueError(f"{missing[0]!r} is missing ({len(missing)} such keys){foreign}")
     if unexpected := sorted(forms.keys() - expected.keys()):
-        raise ValueError(f"{unexpected[0]!r} is not in the model ({len(unexpected)} such keys)")
+        raise ValueError(f"{unexpected[0]!r} is not in the model ({len(unexpected)} such keys){foreign}")
     for key, t in expected.items():
         shape, dtype = forms[key]
         if not isinstance(t, Tensor):

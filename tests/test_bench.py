@@ -38,7 +38,7 @@ def test_step(monkeypatch, tmp_path, rule):
 
 def test_step_says_what_does_not_fit_and_draws_the_rest(monkeypatch, tmp_path):
     monkeypatch.setattr(step, "free_bytes", lambda device: 4e6)  # room for 12 bytes a weight, not for 48
-    names = ["inplace", "torch-fused", "authors"]
+    names = ["inplace", "torch-fused", "sweep-none", "authors"]
     lines = records(monkeypatch, tmp_path, step, "--size", "resnet20", "--contenders", *names)
     skipped = {line["contender"]: line.get("skipped") for line in lines}
     assert "are free" in skipped.pop("authors") and not any(skipped.values())
@@ -46,6 +46,8 @@ def test_step_says_what_does_not_fit_and_draws_the_rest(monkeypatch, tmp_path):
     step.plot(tmp_path / "bench.step.jsonl", picture)
     drawing = picture.read_text()
     assert drawing.lstrip().startswith("<?xml") and len(drawing) > 5000
+    for said in ("inplace (memory floor: one in-place pass)", "sweep-none (sparse_ops)", "Solid: sparse_ops"):
+        assert said in drawing  # matplotlib writes each text as a comment beside its outlines
 
 
 def test_select(monkeypatch, tmp_path):

@@ -269,6 +269,14 @@ def test_a_model_that_does_not_fit(tmp_path):
         sparse_ops.load(path, nn.Sequential(nn.ReLU()))
     with pytest.raises(ValueError, match="the sparse layer '0' is not in the model"):
         sparse_ops.load(path, nn.Identity())
+    wrapped = nn.ModuleDict({"n": net(1)})
+    with pytest.raises(ValueError, match="0 of its 4 layers are among the model's 4: it belongs to another network"):
+        sparse_ops.load(path, wrapped)
+    sparse_ops.save(net(), path)
+    with pytest.raises(ValueError, match=r"'n.0.bias' is missing .* it belongs to another network"):
+        sparse_ops.load(path, wrapped)
+    with pytest.raises(ValueError, match=r"'5.bias' is missing \(2 such keys\)$"):
+        sparse_ops.load(path, nn.Sequential(*net(1), nn.Linear(10, 10)))
     extra = type("Extra", (nn.Module,), {"get_extra_state": lambda self: {}})()
     with pytest.raises(ValueError, match="'_extra_state' in the state_dict is dict"):
         sparse_ops.save(extra, path)

@@ -21,6 +21,13 @@ def positive(method: str, **numbers: float) -> None:
             raise ValueError(f"{method}: {name} is {value!r}, expected a finite number > 0")
 
 
+def flags(method: str, **values: bool) -> None:
+    """TypeError naming the first that is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{method}: {name} is {value!r}, expected True or False")
+
+
 def shares(method: str, **numbers: float) -> None:
     """ValueError or TypeError naming the first that is not a number in [0, 1]."""
     for name, value in numbers.items():

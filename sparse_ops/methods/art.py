@@ -70,6 +70,8 @@ class ART(Sparsifier):
         self._whole = total_epochs
         one_of("ART", "regularizer", regularizer, ("hypersparse", "l1", "l2"))
         positive("ART", lambda_init=lambda_init, eta=eta)
+        if eta < 1:
+            raise ValueError(f"ART: eta is {eta}, expected a number >= 1: below 1 the penalty would shrink")
         self.regularizer, self.lambda_init, self.eta = regularizer, float(lambda_init), float(eta)
         self.best = BestOf(half_window)
         course = [("pretrain", pretrain_epochs), ("regularize", max_regularize_epochs), ("finetune", finetune_epochs)]

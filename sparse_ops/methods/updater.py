@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparse_ops import planning
 from sparse_ops.masks import PackedMask
 from sparse_ops.methods import checkpoint, collapse
-from sparse_ops.methods.arguments import either, fraction
+from sparse_ops.methods.arguments import either, flags, fraction
 from sparse_ops.methods.budget import Budget, Sparsity
 from sparse_ops.methods.learning_rates import LearningRates
 from sparse_ops.methods.options import Options, TakesOptions, refuse_unknown
@@ -60,6 +60,7 @@ class Sparsifier(Phases, TakesOptions, ABC):
         if not isinstance(model, nn.Module):
             raise TypeError(f"{self._title}: the model is {type(model).__name__}, expected a torch.nn.Module")
         either(self._title, "lr", chosen["lr"], ("method", "user"))
+        flags(self._title, strict=chosen["strict"], check=chosen["check"])
         check_free(optimizer)
         self.model, self.optimizer, self.lr, self.strict = model, optimizer, chosen["lr"], chosen["strict"]
         Phases.__init__(self, course)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sparse_ops.ops.regularized_adamw import regularized_adamw_
-from sparse_ops.optim.fused import SweepInside, in_storage_of
+from sparse_ops.optim.fused import SweepInside, check_numbers, in_storage_of
 
 
 class AdamW(SweepInside, torch.optim.AdamW):
@@ -42,6 +42,7 @@ class AdamW(SweepInside, torch.optim.AdamW):
     ) -> None:
         if differentiable:
             raise ValueError("AdamW: differentiable is True; the fused step writes in place and has no gradient")
+        check_numbers("AdamW", lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(
             params,
             lr,

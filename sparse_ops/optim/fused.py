@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -9,9 +10,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sparse_ops import checks
 from sparse_ops.optim.sweep import Sweep
 
 _layout = operator.attrgetter("layout")
+
+
+NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "eps", "betas")
+
+
+def check_numbers(title: str, **numbers: Any) -> None:
+    """TypeError or ValueError for an optimiser's argument that is no number, is not finite or is below 0."""
+    if "betas" in numbers:
+        betas = numbers.pop("betas")
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"{title}: betas is {betas!r}, expected two numbers")
+        numbers |= {"betas[0]": betas[0], "betas[1]": betas[1]}
+    for name, value in numbers.items():
+        if name == "dampening" and isinstance(value, int | float) and -math.inf < value < 0:
+            continue  # torch takes it
+        checks.at_least_0(title, name, value)
 
 
 class Tables(NamedTuple):
@@ -115,6 +133,25 @@ class SweepInside(torch.optim.Optimizer):
         if isinstance(lr, Tensor) and lr.device.type == device.type != "cpu":
             return lr.to(device, non_blocking=True)
         return float(lr)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim's, and its numbers and dtypes are checked: a nan would be seen in the weights alone.
+
+        Frozen parameters of other dtypes (quantised weights) are let in: they never have a gradient.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_numbers(type(self).__name__, **{name: group[name] for name in NUMBERS if name in group})
+            for p in group["params"]:
+                if p.requires_grad and p.dtype not in checks.FLOATS:
+                    raise TypeError(
+                        f"{type(self).__name__}: a parameter of shape {tuple(p.shape)} is {p.dtype}, "
+                        "expected float16, bfloat16, float32 or float64"
+                    )
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
 
     def _keep_state_in(self, dtype: torch.dtype | None) -> None:
         if not isinstance(dtype, torch.dtype | None):

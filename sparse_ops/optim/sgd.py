@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
-from sparse_ops.optim.fused import Bucket, SweepInside, in_storage_of
+from sparse_ops.optim.fused import Bucket, SweepInside, check_numbers, in_storage_of
 
 UNBEGUN = "unbegun"  # on CUDA: 1 while the device has skipped every step of a momentum_buffer, else 0
 
@@ -40,6 +40,7 @@ class SGD(SweepInside, torch.optim.SGD):
     ) -> None:
         if differentiable:
             raise ValueError("SGD: differentiable is True; the fused step writes in place and has no gradient")
+        check_numbers("SGD", lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
         super().__init__(
             params,
             lr,

@@ -246,6 +246,7 @@ def test_what_evaluate_returns(returned, shown):
     [
         ({"regularizer": "l3"}, "regularizer is 'l3'"),
         ({"eta": 0.0}, "eta is 0.0"),
+        ({"eta": 0.5}, "eta is 0.5, expected a number >= 1"),
         ({"lambda_init": float("inf")}, "lambda_init is inf"),
         ({"pretrain_epochs": -1}, "pretrain_epochs is -1"),
         ({"max_regularize_epochs": -2}, "max_regularize_epochs is -2"),

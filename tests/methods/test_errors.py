@@ -37,6 +37,9 @@ def info(request):
         ({"sparsity": {"7": 0.0, "*": 0.95}, "min_nonzeros": 100}, ValueError, r"the budget leaves 193 of 2040"),
         ({"lr": "auto"}, ValueError, r"lr is 'auto'"),
         ({"prunable": "head"}, ValueError, r"prunable='head' matches nothing"),
+        ({"strict": "yes"}, TypeError, r"strict is 'yes', expected True or False"),
+        ({"check": 1}, TypeError, r"check is 1, expected True or False"),
+        ({"prunable": []}, ValueError, r"prunable= is an empty list"),
         ({"momentum": 0.5}, TypeError, r"momentum"),
     ],
 )

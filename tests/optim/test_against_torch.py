@@ -194,8 +194,17 @@ def test_copies_and_refusals(cls):
     assert copy.deepcopy(optimizer).sweep is None
     with pytest.raises(ValueError, match="differentiable is True"):
         cls(net.parameters(), lr=0.1, differentiable=True)
-    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
-        cls(net.parameters(), lr=-1.0)
+    for name, bad in (("lr", -1.0), ("lr", float("nan")), ("lr", torch.tensor(float("inf"))), ("weight_decay", -1.0)):
+        with pytest.raises(ValueError, match=f"{cls.__name__}: {name} is {float(bad)}, expected a finite number >= 0"):
+            cls(net.parameters(), **{name: bad})
+        with pytest.raises(ValueError, match=f"{cls.__name__}: {name} is {float(bad)}"):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], name: bad})
+    with pytest.raises(TypeError, match=f"{cls.__name__}: lr is '0.1', expected a number >= 0"):
+        cls(net.parameters(), lr="0.1")
+    with pytest.raises(TypeError, match=r"a parameter of shape \(3,\) is torch\.complex64, expected float16"):
+        cls([nn.Parameter(torch.zeros(3, dtype=torch.complex64))])
+    cls([nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)]).step()  # frozen: left alone, as by torch
+    assert len(optimizer.param_groups) == 1
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = cls(embedding.parameters(), lr=0.1)
     embedding(torch.tensor([1])).sum().backward()
