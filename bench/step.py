@@ -271,7 +271,7 @@ def plot(records: Path, picture: Path) -> None:
         record = json.loads(line)
         if record["op"] == "step-sgd" and record.get("ms") and record.get("weights"):
             latest[record["contender"], record["weights"]] = record["ms"]
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     for name in dict.fromkeys(contender for contender, _ in latest):
         points = sorted((n, ms) for (contender, n), ms in latest.items() if contender == name)
         ours = name.startswith("sweep")
@@ -279,9 +279,11 @@ def plot(records: Path, picture: Path) -> None:
         said = "sparse_ops" if ours else SAID.get(name)
         axes.plot(*zip(*points, strict=True), label=f"{name} ({said})" if said else name, **style)
     axes.set(xscale="log", yscale="log", xlabel="weights", ylabel="milliseconds a step")
-    axes.set_title("A step of SGD with momentum, float32. Solid: sparse_ops, dashed: PyTorch and the floor")
+    axes.set_title(
+        "A step of SGD with momentum, float32\nSolid: sparse_ops; dashed: PyTorch, and the floor", fontsize=11
+    )
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, ncols=2, loc="outside lower center")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
 
