@@ -219,6 +219,7 @@ class Sparsifier(Phases, TakesOptions, ABC):
     def finalize(self) -> nn.Module:
         """Take the hooks off and return the model, with exactly the budget's zeros in its weights.
 
+        RigL and SET may leave more: a weight that grew and got no gradient since is still 0, though its mask keeps it.
         Before `finished` it prunes at once what the remaining phases would have pruned. The optimiser is the user's
         again; a new sparsifier may start on it.
         """
