@@ -27,9 +27,11 @@ from bench.gpu_problems import (
     within,
 )
 from sparse_ops.formats import Pattern
+from sparse_ops.layouts import batch_last, is_batch_last
 from sparse_ops.ops.apply_masks import apply_masks_
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.ops.csr_spmm import csr_spmm
+from sparse_ops.ops.fused_layers import fused_conv2d, fused_linear
 from sparse_ops.ops.hypersparse_loss import hypersparse_loss
 from sparse_ops.ops.hypersparse_penalty import hypersparse_penalty
 from sparse_ops.ops.hypersparse_sums import hypersparse_sums
@@ -38,6 +40,7 @@ from sparse_ops.ops.magnitude_mask import magnitude_mask
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
 from sparse_ops.ops.soft_threshold import soft_threshold
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
+from sparse_ops.ops.to_layout import to_layout
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
 
@@ -371,6 +374,43 @@ def streams_and_tables(args) -> None:
         assert [t[0].item() for t in w] == [float(j - (100 - j)) for j in range(100)]
 
 
+def inference_layers(args: argparse.Namespace, dtype: torch.dtype) -> None:
+    """Layouts exactly; layers of optimize_for_inference, dense and sparse, with addend and ReLU, in either layout.
+
+    Dense ones round before they add.
+    """
+    x = randn(3 * 5 * 6 * 7, 1, dtype, args.device).reshape(3, 5, 6, 7)
+    w = randn(8 * 5 * 9, 2, dtype, args.device).reshape(8, 5, 3, 3)
+    w = torch.where(randn(w.numel(), 3, F32, args.device).reshape(w.shape) > 1, w, 0)
+    bias, addend = randn(8, 4, dtype, args.device), randn(3 * 8 * 6 * 7, 5, dtype, args.device).reshape(3, 8, 6, 7)
+    for name in ("contiguous", "channels_last", "batch_last"):
+        with op_under_test():
+            turned = to_layout(x, name)
+        assert torch.equal(turned, x), name
+        assert {"contiguous": turned.is_contiguous(), "batch_last": is_batch_last(turned)}.get(name, True), name
+    pattern, live = Pattern.from_dense(w.flatten(1))
+    rest = pattern.row_offsets, pattern.columns, pattern.t_row_offsets
+    x64, w64, b64 = x.double(), w.double(), bias.double()
+    size = conv2d(x64.abs(), w64.abs(), b64.abs(), padding=1) + addend.double().abs()
+    want = (conv2d(x64, w64, b64, padding=1) + addend.double()).relu()
+    window = (1, 1), (1, 1, 1, 1), (1, 1), 1
+    for last, (weight, held) in itertools.product((False, True), ((w, None), (None, live))):
+        image, more = (batch_last(t) if last else t for t in (x, addend))
+        given = (weight, held, *(rest if weight is None else (None,) * 3), list(w.shape), bias)
+        with op_under_test(), torch.no_grad():
+            y = fused_conv2d(image, *given, *window, more.clone(), "relu")
+        twice = 0.0 if weight is None else 2 * EPSILON[dtype] / compute_eps(dtype)
+        within(y, want, size, f"fused_conv2d, dense {weight is not None}, batch last {last}", 94 + twice)
+    rows, matrix = x.reshape(3, -1)[:, :45].contiguous(), w.flatten(1)
+    wanted = (rows.double() @ matrix.double().T + b64).relu()
+    size = rows.double().abs() @ matrix.double().abs().T + b64.abs()
+    for weight, held in ((matrix, None), (None, live)):
+        given = (weight, held, *(rest if weight is None else (None,) * 3), list(matrix.shape), bias)
+        with op_under_test(), torch.no_grad():
+            y = fused_linear(rows, *given, None, "relu")
+        product_close(y, wanted, size, 45, f"fused_linear, dense {weight is not None}")
+
+
 def _checks() -> dict[str, Callable[[argparse.Namespace], None]]:
     made: dict[str, Callable[[argparse.Namespace], None]] = {}
 
@@ -382,6 +422,7 @@ def _checks() -> dict[str, Callable[[argparse.Namespace], None]]:
         add(f"csr_spmm csr_sddmm {name}", products, dtype=dtype)
         for last in (False, True):
             add(f"sparse_conv2d {name}{' channels_last' * last}", convolutions, dtype=dtype, channels_last=last)
+        add(f"fused_layers to_layout {name}", inference_layers, dtype=dtype)
     add("SparseLinear SparseConv2d", layers)
     for kind in KINDS:
         add(f"kth_magnitude magnitude_mask {kind}", selection, kind=kind, dtype=F32)
