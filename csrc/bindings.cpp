@@ -71,6 +71,7 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
+  m.impl("csr_spmm_plain", TORCH_BOX(&sparse_ops::csr_spmm_plain));  // it looks at the devices itself
   m.impl("isa", TORCH_BOX(&sparse_ops::isa_name));
   m.impl("set_isa", TORCH_BOX(&sparse_ops::set_isa));
 }
@@ -81,7 +82,6 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("csr_pattern_offsets", TORCH_BOX(&sparse_ops::csr_pattern_offsets));
   m.impl("csr_sddmm", TORCH_BOX(&sparse_ops::csr_sddmm));
   m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
-  m.impl("csr_spmm_plain", TORCH_BOX(&sparse_ops::csr_spmm_plain));
   m.impl("hypersparse_penalty_backward", TORCH_BOX(&sparse_ops::hypersparse_penalty_backward));
   m.impl("hypersparse_sums", TORCH_BOX(&sparse_ops::hypersparse_sums));
   m.impl("kth_magnitude", TORCH_BOX(&sparse_ops::kth_magnitude));

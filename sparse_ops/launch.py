@@ -12,16 +12,17 @@ from sparse_ops import extension
 
 Backend = Literal["native", "triton", "reference"]
 _forced: list[Backend] = []
+_environment = os.environ.get("SPARSE_OPS_FORCE_BACKEND")  # at import: reading it takes 1 us
 _PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def backend(device: torch.device) -> Backend:
     """native (C++) for the CPU, triton for CUDA, and the plain PyTorch reference elsewhere or where C++ was not built.
 
-    The environment variable SPARSE_OPS_FORCE_BACKEND or the context manager `forced` overrides the choice; "triton" on
-    a CPU tensor needs Triton's interpreter (TRITON_INTERPRET=1).
+    The environment variable SPARSE_OPS_FORCE_BACKEND, read when the package is imported, or the context manager
+    `forced` overrides the choice; "triton" on a CPU tensor needs Triton's interpreter (TRITON_INTERPRET=1).
     """
-    name = _forced[-1] if _forced else os.environ.get("SPARSE_OPS_FORCE_BACKEND")
+    name = _forced[-1] if _forced else _environment
     if name is not None:
         if name not in get_args(Backend):
             raise ValueError(f"SPARSE_OPS_FORCE_BACKEND is {name!r}; it may be one of {', '.join(get_args(Backend))}")
@@ -62,6 +63,17 @@ def unseen(tensors: Sequence[Tensor]) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or not _PLAIN.issuperset(map(type, tensors))
+    )
+
+
+def direct() -> bool:
+    """True where an op on plain CPU tensors may be one call of C++: as `unseen`, and the backend is C++."""
+    name = _forced[-1] if _forced else _environment
+    return (
+        (name is None or name == "native")
+        and extension.failure() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 

@@ -15,20 +15,20 @@ constexpr int64_t kSumRows = 64;  // kRowBlock of the body
 // Of a core with 1 MiB of L2 cache: 128 and 512 KiB are slower for 1024 x 1024 at 90 and at 98 %.
 constexpr int64_t kPanelBytes = 256 * 1024;
 
-}  // namespace
-
-void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::optional<Tensor> bias, bool transposed,
-              Tensor y, std::optional<Tensor> addend, std::string activation) {
+// K and N: of b, whose leading dimensions may be several where it is transposed.
+void multiply(const Tensor& values, const Tensor& row_offsets, const Tensor& columns, const Tensor& b,
+              const std::optional<Tensor>& bias, bool transposed, int64_t K, int64_t N, const Tensor& y,
+              const std::optional<Tensor>& addend, Activation activation) {
   CsrProblem p{};
   p.offsets = static_cast<const int32_t*>(row_offsets.const_data_ptr());
   p.columns = static_cast<const int32_t*>(columns.const_data_ptr());
   p.b = b.const_data_ptr();
   p.y = y.mutable_data_ptr();
   p.addend = addend ? addend->const_data_ptr() : nullptr;
-  p.activation = activation_of(activation);
+  p.activation = activation;
   p.M = row_offsets.numel() - 1;
-  p.K = b.size(transposed ? 1 : 0);
-  p.N = b.size(transposed ? 0 : 1);
+  p.K = K;
+  p.N = N;
   p.transposed = p.y_transposed = transposed;
   p.dtype = dtype_of(values);
   p.values = values.const_data_ptr();
@@ -72,6 +72,14 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
   });
 }
 
+}  // namespace
+
+void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::optional<Tensor> bias, bool transposed,
+              Tensor y, std::optional<Tensor> addend, std::string activation) {
+  multiply(values, row_offsets, columns, b, bias, transposed, b.size(transposed ? 1 : 0), b.size(transposed ? 0 : 1), y,
+           addend, activation_of(activation));
+}
+
 std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor columns, Tensor b,
                                      std::optional<Tensor> bias, bool transposed, int64_t K) {
   const ScalarType type = values.scalar_type();
@@ -80,19 +88,31 @@ std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor c
   const auto line = [](const Tensor& t, ScalarType wanted, int64_t n) {
     return t.is_cpu() && t.scalar_type() == wanted && t.dim() == 1 && t.numel() == n && t.is_contiguous();
   };
-  const int64_t nnz = columns.numel(), M = row_offsets.numel() - 1;
+  const int64_t nnz = columns.numel(), M = row_offsets.numel() - 1, dims = b.dim();
   if (M < 0 || !line(values, type, nnz) || !line(columns, ScalarType::Int, nnz) ||
       !line(row_offsets, ScalarType::Int, M + 1) || (bias && !line(*bias, type, M)))
     return std::nullopt;
-  if (!b.is_cpu() || b.scalar_type() != type || b.dim() != 2 || b.size(transposed ? 1 : 0) != K) return std::nullopt;
-  const bool swapped = !b.is_contiguous();
-  if (swapped) b = torch::stable::transpose(b, 0, 1);
+  if (!b.is_cpu() || b.scalar_type() != type || dims < 1 || (dims != 2 && !transposed) ||
+      b.size(transposed ? dims - 1 : 0) != K)
+    return std::nullopt;
+  if (b.is_contiguous()) {
+    const auto given = b.sizes();
+    std::vector<int64_t> sizes(given.begin(), given.end());
+    sizes[transposed ? dims - 1 : 0] = 1;
+    int64_t N = 1;
+    for (const int64_t size : sizes) N *= size;
+    sizes[transposed ? dims - 1 : 0] = M;
+    Tensor y = torch::stable::new_empty(b, sizes);
+    multiply(values, row_offsets, columns, b, bias, transposed, K, N, y, std::nullopt, Activation::none);
+    return y;
+  }
+  if (dims != 2) return std::nullopt;
+  b = torch::stable::transpose(b, 0, 1);
   if (!b.is_contiguous()) return std::nullopt;
-  const bool outermost = transposed != swapped;
-  const int64_t N = b.size(outermost ? 0 : 1), rows = outermost ? N : M, width = outermost ? M : N;
-  Tensor y = torch::stable::new_empty(b, {rows, width});
-  csr_spmm(values, row_offsets, columns, b, bias, outermost, y, std::nullopt, "none");
-  return swapped ? torch::stable::transpose(y, 0, 1) : y;
+  const int64_t N = b.size(transposed ? 1 : 0);
+  Tensor y = torch::stable::new_empty(b, transposed ? std::vector<int64_t>{M, N} : std::vector<int64_t>{N, M});
+  multiply(values, row_offsets, columns, b, bias, !transposed, K, N, y, std::nullopt, Activation::none);
+  return torch::stable::transpose(y, 0, 1);
 }
 
 }  // namespace sparse_ops

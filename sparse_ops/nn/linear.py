@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sparse_ops.formats import Pattern
 from sparse_ops.nn.base import SparseModule, dense_weight
-from sparse_ops.ops.csr_spmm import csr_spmm
+from sparse_ops.ops.csr_spmm import csr_spmm, plain_linear
 
 
 class SparseLinear(SparseModule):
@@ -46,6 +46,12 @@ class SparseLinear(SparseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            held, places = self._parameters, self._buffers  # 0.5 us less for each than by attribute
+            shift = held["bias"] if "bias" in held else self.bias  # noqa: SIM401  the attribute is not asked for in vain
+            y = plain_linear(x, held.get("values"), places["row_offsets"], places["columns"], shift, self.in_features)
+            if y is not None:
+                return y
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"SparseLinear: x is {tuple(x.shape)}, expected (..., {self.in_features})")
         values: Tensor = self.values

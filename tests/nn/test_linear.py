@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from sparse_ops import extension, launch
 from sparse_ops.formats import Pattern
 from sparse_ops.nn import SparseLinear
+from sparse_ops.ops.csr_spmm import csr_spmm
 
 
 def pair(in_features=20, out_features=12, bias=True, dtype=torch.float32, sparsity=0.8, seed=0):
@@ -199,3 +201,77 @@ def test_names_the_culprit():
         SparseLinear(pattern, torch.ones(5))
     with pytest.raises(ValueError, match=r"bias is \(3,\), expected \(2,\)"):
         SparseLinear(pattern, torch.ones(6), torch.ones(3))
+
+
+@pytest.mark.skipif(extension.failure() is not None, reason="no C++ kernels")
+class TestOneCall:
+    """Without autograd a layer is one call of C++, where nothing forbids it."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """How often csr_spmm, the usual way, was called by a layer."""
+        made = []
+
+        def counted(*arguments):
+            made.append(arguments)
+            return csr_spmm(*arguments)
+
+        monkeypatch.setattr("sparse_ops.nn.linear.csr_spmm", counted)
+        return made
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_agrees_with_float64_in_every_shape(self, dtype, bias, calls):
+        _, sparse = pair(bias=bias, dtype=dtype)
+        weight = copy.deepcopy(sparse.to_dense()).double()
+        batch_last = torch.randn(20, 7).t()
+        for x in (*(torch.randn(s) for s in [(20,), (1, 20), (7, 20), (2, 3, 4, 20), (0, 20), (2, 0, 20)]), batch_last):
+            x = x.to(dtype)
+            with torch.inference_mode():
+                y = sparse(x)
+            assert y.dtype == dtype and y.is_contiguous() == x.is_contiguous()
+            torch.testing.assert_close(
+                y.double(), weight(x.double()), rtol=2.0**-7, atol=1e-2 if dtype.itemsize == 2 else 1e-5
+            )
+            assert not y.requires_grad
+        assert not calls
+
+    def test_sees_values_and_patterns_that_change(self, calls):
+        _, sparse = pair()
+        x = torch.randn(3, 20)
+        with torch.no_grad():
+            before = sparse(x)
+            sparse.values.mul_(2.0)
+            sparse.bias.mul_(2.0)
+            assert torch.equal(sparse(x), 2 * before)
+            sparse.values.data = sparse.values.data / 2
+            torch.testing.assert_close(sparse(x), before + sparse.bias / 2)
+            other, sparse_other = pair(sparsity=0.5, seed=1)
+            sparse.load_state_dict(sparse_other.state_dict())
+            torch.testing.assert_close(sparse(x), other(x))
+            swapped = torch.func.functional_call(sparse, {"values": torch.zeros_like(sparse.values)}, (x,))
+            assert torch.equal(swapped, sparse.bias.expand(3, 12))
+        assert len(calls) == 1  # the last one
+
+    def test_goes_the_usual_way_where_it_has_to(self, calls):
+        linear, sparse = pair()
+        x = torch.randn(3, 20)
+        expected = linear(x).detach()
+        torch.testing.assert_close(sparse(x).detach(), expected)
+        assert len(calls) == 1  # autograd
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert sparse(x).dtype == torch.bfloat16
+            with launch.forced("reference"):
+                torch.testing.assert_close(sparse(x), expected)
+            torch.testing.assert_close(torch.vmap(sparse)(x[None])[0], expected)
+            gaps = torch.stack([x, x], -1)[..., 0]
+            torch.testing.assert_close(sparse(gaps), expected)
+            for bad in (torch.randn(3, 19), x.double(), torch.tensor(1.0)):
+                with pytest.raises((ValueError, TypeError), match=r"SparseLinear|csr_spmm"):
+                    sparse(bad)
+            prune.identity(sparse, "bias")
+            torch.testing.assert_close(sparse(x), expected)
+            prune.identity(sparse, "values")
+            torch.testing.assert_close(sparse(x), expected)
+        assert len(calls) == 8
