@@ -1,5 +1,5 @@
-// Work on images with the batch innermost: tiles of pixels over threads, all target channels of a tile together, so that
-// the source lines in use, those around a tile in every channel, stay in the L2 cache.
+// Work on images with the batch innermost: tiles of pixels over threads, all target channels of a run of pixels together,
+// so that the source lines in use, those around it in every channel, stay in the L2 cache.
 #include "sparse_conv2d_batch_last.h"
 
 #include <algorithm>
@@ -22,11 +22,10 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
   constexpr int64_t kCaches = 24 << 20;
   const int64_t rows = target.channels, images = target.images, pixels = target.rows * target.cols;
   if (rows * images * pixels == 0) return;
-  STD_TORCH_CHECK(source.channels * source.rows * source.cols < int64_t{1} << 31,
-                  "sparse_conv2d: images of ", source.channels, " x ", source.rows, " x ", source.cols,
-                  " elements are too large");
+  STD_TORCH_CHECK(source.rows * source.cols < int64_t{1} << 31 && pixels < int64_t{1} << 31, "sparse_conv2d: images of ",
+                  source.rows, " x ", source.cols, " pixels to ", target.rows, " x ", target.cols, " are too large");
   const ConvTapRuns plan = conv_tap_runs(h, w, source.channels, SPARSE_OPS_DISPATCH(most_line_pixels<T>)());
-  const ConvTapLists<A> lists(weight, h, w);
+  const ConvTapLists<A> lists(weight, h, w, source.channels, images);
   A* wide_bias = nullptr;
   if (bias != nullptr) {
     wide_bias = static_cast<A*>(scratch<kConvBias>(rows * sizeof(A)));
@@ -58,9 +57,8 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
                                  wide_bias,
                                  static_cast<T*>(target.data) + lane,
                                  images,
-                                 source.rows * source.cols,
-                                 pixels,
                                  source.channels,
+                                 rows,
                                  static_cast<int>(std::min(kLanes, images - lane)),
                                  activation,
                                  isa() == Isa::avx512_bf16,

@@ -1,5 +1,5 @@
 // Convolution of images whose batch lies innermost in memory, and its input gradient: the lines that a sum reads, one
-// of all images per channel and pixel, lie there as they are needed, so that nothing is packed.
+// of all images per pixel and channel, lie there as they are needed, so that nothing is packed.
 #pragma once
 
 #include "sparse_conv2d_geometry.h"
@@ -15,8 +15,8 @@ struct ConvLines {
   const void *x, *addend;  // the first of the lanes; addend, like y, and bias may be null
   const A* bias;
   void* y;
-  int64_t pitch, source_plane, plane;  // elements from line to line, lines of a source and of a target channel
-  int64_t source_channels;
+  int64_t pitch;  // elements from line to line
+  int64_t source_channels, channels;  // lines of a pixel
   int lanes;  // at most 64 bytes of accumulators
   ConvActivation activation;
   bool pairs;  // bfloat16 in products of two, which take subnormal numbers for 0

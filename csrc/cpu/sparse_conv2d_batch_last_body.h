@@ -86,30 +86,29 @@ static inline bool stream_line(T*, const V&) {
 static inline void streamed() {}
 #endif
 
-// How many pixels are summed at once: as many as the registers hold sums of; fewer where that is not worth the code.
+// How many pixels are summed at once: enough to hide the adder, few enough that their lines, a pixel apart in memory and
+// so in the same sets of the L1 cache, leave each other there (8 pixels instead of 4: a fifth slower).
 template <typename T>
-constexpr int kMostPixels = SPARSE_OPS_AVX512 ? (sizeof(T) == 8 ? 4 : 8)
-                            : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3)
-                                              : (sizeof(T) == 2 ? 1 : 2);
+constexpr int kMostPixels = SPARSE_OPS_AVX512 ? 4 : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3) : (sizeof(T) == 2 ? 1 : 2);
 
 // Adds the entries e .. last to the sums of pixels First .. P - Last of a run; K separate sums each.
 template <typename T, int P, int K, bool Some, int First, int Last, typename A>
-static inline void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, const ConvEntry<A>* last, int64_t pitch,
-                               int lanes, Vector<A> (&acc)[K][P][64 / kVectorBytes]) {
+static inline void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, const ConvEntry<A>* last, int lanes,
+                               Vector<A> (&acc)[K][P][64 / kVectorBytes]) {
   constexpr int N = 64 / kVectorBytes;
   for (; e + K <= last; e += K)
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
-      const int64_t offset = e[k].offset * pitch;
-#pragma GCC unroll 8
+      const int64_t offset = e[k].offset;
+#pragma GCC unroll 6
       for (int p = First; p < P - Last; ++p)
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) acc[k][p][v] += e[k].value * load_line<Some>(in[p] + offset, v, lanes);
     }
   if constexpr (K > 1)
     for (; e < last; ++e) {
-      const int64_t offset = e->offset * pitch;
-#pragma GCC unroll 8
+      const int64_t offset = e->offset;
+#pragma GCC unroll 6
       for (int p = First; p < P - Last; ++p)
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) acc[0][p][v] += e->value * load_line<Some>(in[p] + offset, v, lanes);
@@ -120,10 +119,9 @@ static inline void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, c
 template <typename T, int P, bool Some, typename A>
 static inline void finish_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64_t row,
                               Vector<A> (&sums)[P][64 / kVectorBytes]) {
-  const int64_t channel = row * lines.plane + run.out;
-#pragma GCC unroll 8
+#pragma GCC unroll 6
   for (int p = 0; p < P; ++p) {
-    const int64_t to = (channel + (at + p) * lines.out_step) * lines.pitch;
+    const int64_t to = ((run.out + (at + p) * lines.out_step) * lines.channels + row) * lines.pitch;
 #pragma GCC unroll 4
     for (int v = 0; v < 64 / kVectorBytes; ++v) {
       if (lines.addend != nullptr)
@@ -140,16 +138,16 @@ static inline void finish_run(const ConvLines<A>& lines, const ConvRun& run, int
 template <typename T, int P, int K, bool Some, typename A>
 static void sum_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64_t row) {
   constexpr int N = 64 / kVectorBytes;
-  const int64_t pitch = lines.pitch;
+  const int64_t pixel = lines.source_channels * lines.pitch;
   const int n = lines.lanes;
   const T* in[P];
-#pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) in[p] = static_cast<const T*>(lines.x) + (run.in + (at + p) * lines.in_step) * pitch;
+#pragma GCC unroll 6
+  for (int p = 0; p < P; ++p) in[p] = static_cast<const T*>(lines.x) + (run.in + (at + p) * lines.in_step) * pixel;
   Vector<A> acc[K][P][N];
   const A bias = lines.bias == nullptr ? A{} : lines.bias[row];
 #pragma GCC unroll 4
   for (int k = 0; k < K; ++k)
-#pragma GCC unroll 8
+#pragma GCC unroll 6
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) acc[k][p][v] = Vector<A>{} + (k == 0 ? bias : A{});
@@ -159,17 +157,17 @@ static void sum_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64
     const ConvEntry<A>* last = lines.entries + lines.starts[row * lines.taps + s->end];
     const bool without_first = s->without_first && at == 0, without_last = s->without_last && at + P == run.pixels;
     if constexpr (P == 1) {
-      if (!without_first && !without_last) add_entries<T, P, K, Some, 0, 0>(in, e, last, pitch, n, acc);
+      if (!without_first && !without_last) add_entries<T, P, K, Some, 0, 0>(in, e, last, n, acc);
     } else {
       if (without_first)
-        add_entries<T, P, K, Some, 1, 0>(in, e, last, pitch, n, acc);
+        add_entries<T, P, K, Some, 1, 0>(in, e, last, n, acc);
       else if (without_last)
-        add_entries<T, P, K, Some, 0, 1>(in, e, last, pitch, n, acc);
+        add_entries<T, P, K, Some, 0, 1>(in, e, last, n, acc);
       else
-        add_entries<T, P, K, Some, 0, 0>(in, e, last, pitch, n, acc);
+        add_entries<T, P, K, Some, 0, 0>(in, e, last, n, acc);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 6
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v)
@@ -184,8 +182,7 @@ static void sum_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64
 // The same for bfloat16 with an instruction that adds the products of two entries: their lines are interleaved.
 template <int P, int First, int Last>
 SPARSE_OPS_PAIRS static inline void add_pairs(const BFloat* const (&in)[P], const ConvEntry<float>* e,
-                                              const ConvEntry<float>* last, int64_t pitch, __mmask16 mask,
-                                              __m512 (&acc)[P]) {
+                                              const ConvEntry<float>* last, __mmask16 mask, __m512 (&acc)[P]) {
   const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   for (; e < last; e += 2) {
@@ -195,8 +192,8 @@ SPARSE_OPS_PAIRS static inline void add_pairs(const BFloat* const (&in)[P], cons
     if (both) std::memcpy(&high, &e[1].value, 4);
     const __m512bh value = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>((low >> 16) | high));
     const __mmask16 second = both ? mask : __mmask16(0);  // zero times an infinity would not be zero
-    const int64_t a = e[0].offset * pitch, b = both ? e[1].offset * pitch : a;
-#pragma GCC unroll 8
+    const int64_t a = e[0].offset, b = both ? e[1].offset : a;
+#pragma GCC unroll 6
     for (int p = First; p < P - Last; ++p) {
       const __m256i x = _mm256_maskz_loadu_epi16(mask, in[p] + a), y = _mm256_maskz_loadu_epi16(second, in[p] + b);
       const __m512i pair = _mm512_permutex2var_epi16(_mm512_castsi256_si512(x), order, _mm512_castsi256_si512(y));
@@ -207,13 +204,13 @@ SPARSE_OPS_PAIRS static inline void add_pairs(const BFloat* const (&in)[P], cons
 
 template <int P>
 SPARSE_OPS_PAIRS static void sum_run_pairs(const ConvLines<float>& lines, const ConvRun& run, int64_t row) {
-  const int64_t pitch = lines.pitch;
+  const int64_t pixel = lines.source_channels * lines.pitch;
   const __mmask16 mask = mask_of(lines.lanes);
   const BFloat* in[P];
   __m512 acc[P];
-#pragma GCC unroll 8
+#pragma GCC unroll 6
   for (int p = 0; p < P; ++p) {
-    in[p] = static_cast<const BFloat*>(lines.x) + (run.in + p * lines.in_step) * pitch;
+    in[p] = static_cast<const BFloat*>(lines.x) + (run.in + p * lines.in_step) * pixel;
     acc[p] = _mm512_set1_ps(lines.bias == nullptr ? 0 : lines.bias[row]);
   }
   const ConvSegment *s = lines.segments + run.first, *end = lines.segments + run.last;
@@ -221,11 +218,11 @@ SPARSE_OPS_PAIRS static void sum_run_pairs(const ConvLines<float>& lines, const 
     const ConvEntry<float>* e = lines.entries + lines.starts[row * lines.taps + s->begin];
     const ConvEntry<float>* last = lines.entries + lines.starts[row * lines.taps + s->end];
     if (P > 1 && s->without_first)
-      add_pairs<P, (P > 1), 0>(in, e, last, pitch, mask, acc);
+      add_pairs<P, (P > 1), 0>(in, e, last, mask, acc);
     else if (P > 1 && s->without_last)
-      add_pairs<P, 0, (P > 1)>(in, e, last, pitch, mask, acc);
+      add_pairs<P, 0, (P > 1)>(in, e, last, mask, acc);
     else
-      add_pairs<P, 0, 0>(in, e, last, pitch, mask, acc);
+      add_pairs<P, 0, 0>(in, e, last, mask, acc);
   }
   Vector<float> sums[P][1];
   std::memcpy(sums, acc, sizeof(sums));
@@ -244,44 +241,40 @@ static inline void whole_run(const ConvLines<A>& lines, const ConvRun& run, int6
 }
 
 template <typename T, typename A>
+static inline void sum_pixels(const ConvLines<A>& lines, const ConvRun& run, int64_t row) {
+  if constexpr (!kMasks)
+    if (lines.lanes < 64 / static_cast<int>(sizeof(A))) {
+      for (int p = 0; p < run.pixels; ++p) sum_run<T, 1, 1, true>(lines, run, p, row);
+      return;
+    }
+  switch (run.pixels) {
+    case 1: return whole_run<T, 1>(lines, run, row);
+    case 2: return whole_run<T, 2>(lines, run, row);
+    case 3: return whole_run<T, 3>(lines, run, row);
+    case 4: return whole_run<T, 4>(lines, run, row);
+    case 5: return whole_run<T, 5>(lines, run, row);
+    case 6: return whole_run<T, 6>(lines, run, row);
+  }
+}
+
+template <typename T, typename A>
 static void sum_tile(const ConvLines<A>& lines, const ConvTile& tile, const ConvTile* next, int64_t begin,
                      int64_t end) {
   // While a tile is worked on, what the next one reads first is fetched into the L2 cache, a share with each channel.
-  const char* fetch = nullptr;
-  int64_t line = 0, stop = 0, ahead = 0;
-  const int64_t line_bytes = lines.pitch * static_cast<int64_t>(sizeof(T));
+  const char *fetch = nullptr, *stop = nullptr;
+  const int64_t line = lines.pitch * static_cast<int64_t>(sizeof(T)), step = line < 64 ? 64 : line;
+  int64_t ahead = 0;
   if (next != nullptr && next->fetch_count > 0) {
-    fetch = static_cast<const char*>(lines.x) + next->fetch * line_bytes;
-    stop = lines.source_channels * next->fetch_count;
-    ahead = (stop + end - begin - 1) / (end - begin);
+    fetch = static_cast<const char*>(lines.x) + next->fetch * lines.source_channels * line;
+    stop = fetch + next->fetch_count * lines.source_channels * line;
+    ahead = (stop - fetch) / ((tile.last - tile.first) * (end - begin)) + step;
   }
-  for (int64_t row = begin; row < end; ++row) {
-    if (fetch != nullptr) {
-      const int64_t last = line + ahead < stop ? line + ahead : stop;
-      int64_t channel = line / next->fetch_count, at = line % next->fetch_count;
-      for (; line < last; ++line) {
-        __builtin_prefetch(fetch + (channel * lines.source_plane + at) * line_bytes, 0, 2);
-        if (++at == next->fetch_count) at = 0, ++channel;
-      }
+  for (const ConvRun* run = lines.runs + tile.first; run < lines.runs + tile.last; ++run)
+    for (int64_t row = begin; row < end; ++row) {
+      for (const char* until = stop - fetch < ahead ? stop : fetch + ahead; fetch < until; fetch += step)
+        __builtin_prefetch(fetch, 0, 2);
+      sum_pixels<T>(lines, *run, row);
     }
-    for (const ConvRun* run = lines.runs + tile.first; run < lines.runs + tile.last; ++run) {
-      if constexpr (!kMasks)
-        if (lines.lanes < 64 / static_cast<int>(sizeof(A))) {
-          for (int p = 0; p < run->pixels; ++p) sum_run<T, 1, 1, true>(lines, *run, p, row);
-          continue;
-        }
-      switch (run->pixels) {
-        case 1: whole_run<T, 1>(lines, *run, row); break;
-        case 2: whole_run<T, 2>(lines, *run, row); break;
-        case 3: whole_run<T, 3>(lines, *run, row); break;
-        case 4: whole_run<T, 4>(lines, *run, row); break;
-        case 5: whole_run<T, 5>(lines, *run, row); break;
-        case 6: whole_run<T, 6>(lines, *run, row); break;
-        case 7: whole_run<T, 7>(lines, *run, row); break;
-        case 8: whole_run<T, 8>(lines, *run, row); break;
-      }
-    }
-  }
 }
 
 // Target channels begin .. end of a tile; `next` is the tile that this thread works on next, if any.

@@ -42,7 +42,7 @@ std::vector<Columns> column_runs(const ConvAxis& w, int most) {
 
 ConvTapRuns conv_tap_runs(const ConvAxis& h, const ConvAxis& w, int64_t source_channels, int most) {
   // Of a core's 1 MiB of L2 cache, where the target's lines and the lists pass through as well.
-  constexpr int64_t kCached = 704 << 10;
+  constexpr int64_t kCached = 256 << 10;
   ConvTapRuns result;
   result.in_step = static_cast<int32_t>(w.transposed ? 1 : w.stride);
   result.out_step = static_cast<int32_t>(w.transposed ? w.stride : 1);
@@ -74,39 +74,39 @@ ConvTapRuns conv_tap_runs(const ConvAxis& h, const ConvAxis& w, int64_t source_c
     }
   }
 
-  // Tiles are bands of rows, or parts of one row where a row reads too many lines.
-  const int64_t budget = kCached / (64 * source_channels);
-  int64_t band = 1;
-  while (band < h.target && std::min(h.extent(band + 1), h.source) * w.source <= budget) ++band;
-  const int64_t reach = std::min(h.extent(1), h.source) * (result.in_step * most + w.kernel - 1);
-  const bool wide = band > 1 || std::min(h.extent(1), h.source) * w.source <= budget;
-  const int64_t parts = wide ? static_cast<int64_t>(columns.size()) : std::max<int64_t>(1, budget / reach);
-  int64_t fetched = 0;
-  for (int64_t top = 0; top < h.target; top += band)
-    for (int64_t part = 0; part < static_cast<int64_t>(columns.size()); part += parts) {
-      const auto first = static_cast<int32_t>(result.runs.size());
-      const int64_t end = std::min<int64_t>(part + parts, columns.size()), bottom = std::min(top + band, h.target);
-      for (int64_t t = top; t < bottom; ++t)
-        for (int64_t c = part; c < end; ++c) {
-          const auto& [begin, stop] = seen[class_of[t] * columns.size() + c];
-          result.runs.push_back({columns[c].pixels,
-                                 static_cast<int32_t>(h.base(t) * w.source + w.base(columns[c].first)),
-                                 static_cast<int32_t>(t * w.target + columns[c].first), begin, stop});
-        }
-      const int64_t lowest = std::clamp<int64_t>(h.origin(bottom - 1) + h.extent(1), 0, h.source);
-      ConvTile tile{first, static_cast<int32_t>(result.runs.size()), 0, 0};
-      if (wide) {
-        tile.fetch = static_cast<int32_t>(fetched * w.source);
-        tile.fetch_count = static_cast<int32_t>(std::max<int64_t>(0, lowest - fetched) * w.source);
-        fetched = std::max(fetched, lowest);
-      } else if (lowest > 0) {
-        const int64_t left = std::clamp<int64_t>(w.base(columns[part].first), 0, w.source - 1);
-        tile.fetch = static_cast<int32_t>((lowest - 1) * w.source + left);
-        tile.fetch_count =
-            static_cast<int32_t>(std::min<int64_t>(w.source - left, (end - part) * most * result.in_step));
-      }
-      result.tiles.push_back(tile);
+  // A tile is a part of a target row. Where windows of neighbouring rows overlap, the tiles of one strip of columns follow
+  // each other, so that what a window has in common with the next one is still in the cache.
+  const int64_t lines = kCached / (64 * source_channels * std::min(h.extent(1), h.source));
+  const auto n_columns = static_cast<int64_t>(columns.size());
+  const int64_t reach = static_cast<int64_t>(result.in_step) * most;
+  const int64_t strip = std::clamp<int64_t>((lines - w.kernel + 1) / reach, 1, n_columns);
+  const bool overlap = h.extent(2) < 2 * h.extent(1);
+  const int64_t strips = (n_columns + strip - 1) / strip, tiles = strips * h.target;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t t = overlap ? i % h.target : i / strips, part = overlap ? i / h.target : i % strips;
+    const int64_t begin = part * n_columns / strips, end = (part + 1) * n_columns / strips;
+    const auto first = static_cast<int32_t>(result.runs.size());
+    int64_t left = w.source, right = 0;
+    for (int64_t c = begin; c < end; ++c) {
+      const auto& [from, to] = seen[class_of[t] * n_columns + c];
+      const int64_t in = w.base(columns[c].first);
+      result.runs.push_back({columns[c].pixels, static_cast<int32_t>(h.base(t) * w.source + in),
+                             static_cast<int32_t>(t * w.target + columns[c].first), from, to});
+      left = std::min(left, in);
+      right = std::max(right, in + columns[c].pixels * result.in_step + w.extent(1));
     }
+    // New to a tile below another are the last source rows of its windows.
+    const int64_t below = std::clamp<int64_t>(h.origin(t) + h.extent(1), 0, h.source);
+    const int64_t above = t == 0 ? 0 : std::clamp<int64_t>(h.origin(t - 1) + h.extent(1), 0, h.source);
+    left = std::clamp<int64_t>(left, 0, w.source);
+    right = std::clamp<int64_t>(right, left, w.source);
+    ConvTile tile{first, static_cast<int32_t>(result.runs.size()), 0, 0};
+    if (below > above) {
+      tile.fetch = static_cast<int32_t>(above * w.source + left);
+      tile.fetch_count = static_cast<int32_t>((below - above - 1) * w.source + right - left);
+    }
+    result.tiles.push_back(tile);
+  }
   return result;
 }
 

@@ -1,5 +1,6 @@
 """The two orders in memory of a network's tensors: plain (as torch has them) and batch last."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,19 +25,26 @@ def plain(x: Tensor) -> Tensor:
     return to_layout(x, "channels_last" if x.dim() == 4 else "contiguous")
 
 
+def _pooled(pool: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+    """A pool of images that are batch last: channels and images together are the channels of one channels_last image."""
+    n, c, h, w = x.shape
+    y = pool(x.permute(2, 3, 1, 0).reshape(1, h, w, c * n).permute(0, 3, 1, 2), *arguments)
+    return y.permute(0, 2, 3, 1).reshape(*y.shape[2:], c, n).permute(3, 2, 0, 1)
+
+
 def max_pool2d(x: Tensor, *arguments: Any) -> Tensor:
-    """torch's, of images that are batch last: with images and channels exchanged they lie in channels_last."""
-    return F.max_pool2d(x.transpose(0, 1), *arguments).transpose(0, 1)
+    """torch's, of images that are batch last."""
+    return _pooled(F.max_pool2d, x, *arguments)
 
 
 def avg_pool2d(x: Tensor, *arguments: Any) -> Tensor:
     """torch's, of images that are batch last."""
-    return F.avg_pool2d(x.transpose(0, 1), *arguments).transpose(0, 1)
+    return _pooled(F.avg_pool2d, x, *arguments)
 
 
 def adaptive_avg_pool2d(x: Tensor, size: Any) -> Tensor:
     """torch's, of images that are batch last."""
-    return F.adaptive_avg_pool2d(x.transpose(0, 1), size).transpose(0, 1)
+    return _pooled(F.adaptive_avg_pool2d, x, size)
 
 
 POOLS = {

@@ -91,6 +91,6 @@ def new_image(like: Tensor, n_channels: int, size: Sequence[int]) -> Tensor:
     """An uninitialised image batch in the layout of `like`."""
     n = like.shape[0]
     if not like.is_contiguous() and is_batch_last(like):
-        return recycling.empty((n_channels, *size, n), like).permute(3, 0, 1, 2)
+        return recycling.empty((*size, n_channels, n), like).permute(3, 2, 0, 1)
     memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
     return torch.empty((n, n_channels, *size), dtype=like.dtype, device=like.device, memory_format=memory_format)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_ops.layouts import is_batch_last
 from sparse_ops.ops.csr_spmm import csr_spmm
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
@@ -96,13 +95,6 @@ def fused_conv2d(
     assert values is not None and row_offsets is not None and columns is not None and t_row_offsets is not None
     pattern = row_offsets, columns, t_row_offsets, columns, columns
     kernel = (weight_shape[2], weight_shape[3])
-    if kernel == (1, 1) == tuple(stride) and top == left == 0 and groups == 1 and is_batch_last(x):
-        n, c, h, w = x.shape
-        if addend is not None:
-            addend = addend.permute(1, 2, 3, 0).reshape(-1, h * w * n)
-        b = x.permute(1, 2, 3, 0).reshape(c, h * w * n)
-        y = csr_spmm(values, *pattern, b, False, bias, addend, activation)
-        return y.view(-1, h, w, n).permute(3, 0, 1, 2)
     window = kernel, (stride[0], stride[1]), (top, left), (dilation[0], dilation[1]), groups
     return sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)
 

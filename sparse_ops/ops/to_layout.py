@@ -46,7 +46,7 @@ torch.library.register_autograd("sparse_ops::to_layout", _backward, setup_contex
 def to_layout(x: Tensor, layout: str) -> Tensor:
     """A copy of x, of the same shape, with its elements in another order in memory; differentiable in x.
 
-    layout: "batch_last" (an image batch (N, C, H, W) lies as (C, H, W, N), a matrix (N, F) as (F, N)), "channels_last"
+    layout: "batch_last" (an image batch (N, C, H, W) lies as (H, W, C, N), a matrix (N, F) as (F, N)), "channels_last"
     (images only) or "contiguous". Raises ValueError for another layout or number of dimensions.
     """
     return torch.ops.sparse_ops.to_layout(x, layout)

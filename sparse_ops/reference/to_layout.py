@@ -6,7 +6,7 @@ from torch import Tensor
 # Where each dimension of a logical (N, C, ...) tensor stands in memory, outermost first.
 ORDERS = {
     ("batch_last", 2): (1, 0),
-    ("batch_last", 4): (1, 2, 3, 0),
+    ("batch_last", 4): (2, 3, 1, 0),
     ("channels_last", 4): (0, 2, 3, 1),
     ("contiguous", 2): (0, 1),
     ("contiguous", 4): (0, 1, 2, 3),

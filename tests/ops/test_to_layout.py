@@ -21,7 +21,8 @@ def test_same_elements_other_strides(layout, shape, dtype):
         x = source(torch.randn(shape).to(dtype))
         y = to_layout(x, layout)
         assert torch.equal(x, y) and y.dtype == dtype
-        inner = y.movedim(0, -1) if layout == "batch_last" else y.movedim(1, -1) if layout == "channels_last" else y
+        order = {"batch_last": {2: (1, 0), 4: (2, 3, 1, 0)}, "channels_last": {4: (0, 2, 3, 1)}}.get(layout, {})
+        inner = y.permute(order.get(y.dim(), tuple(range(y.dim()))))
         assert inner.is_contiguous()
 
 
