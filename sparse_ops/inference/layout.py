@@ -26,7 +26,7 @@ def plain(x: Tensor) -> Tensor:
 
 
 def _pooled(pool: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
-    """A pool of images that are batch last: channels and images together are the channels of one channels_last image."""
+    """A pool of batch-last images: channels and images together are the channels of one channels_last image."""
     n, c, h, w = x.shape
     y = pool(x.permute(2, 3, 1, 0).reshape(1, h, w, c * n).permute(0, 3, 1, 2), *arguments)
     return y.permute(0, 2, 3, 1).reshape(*y.shape[2:], c, n).permute(3, 2, 0, 1)
