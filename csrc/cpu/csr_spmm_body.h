@@ -10,6 +10,8 @@
 // whose place may fall into the same set of the cache.
 constexpr int64_t kRowBlock = 64;
 
+#include "csr_grouped_body.h"
+
 // sums[i][...] for the rows [begin, begin + rows): NV vectors a row.
 template <typename A, int NV>
 static void rows_times_panel(const CsrProblem& p, const A* panel, int64_t begin, int64_t rows, A* sums) {

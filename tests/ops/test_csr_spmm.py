@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_ops import extension
+from sparse_ops.formats import Pattern
 from sparse_ops.ops.csr_spmm import csr_spmm
 
 
@@ -62,6 +63,42 @@ def test_epilogue_and_layouts_on_every_instruction_set(dtype, isa):
         check(17, 33, 5, 0.2, dtype, False, **rest)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_regrouped_matrices_on_every_instruction_set(transposed, isa):
+    """Several blocks of columns and runs of rows, ragged and empty ones, tiles that are not full."""
+    for M, K, N, density in [
+        (40, 1500, 100, 0.2),
+        (1100, 2100, 129, 0.1),
+        (2300, 65, 70, 1.0),
+        (33, 5000, 300, 0.01),
+        (64, 520, 97, 0.2),
+    ]:
+        for activation, swap in (("none", False), ("relu", True)):
+            check(M, K, N, density, torch.float32, transposed, addend=swap, activation=activation, swap=swap)
+    check(40, 1500, 100, 0.2, torch.float32, transposed, bias=False)
+
+
+def test_a_regrouped_matrix_whose_columns_crowd_in_one_block(isa):
+    rng = torch.Generator().manual_seed(0)
+    for ends in ((0, 300), (1700, 2000), (900, 1100)):
+        dense = torch.zeros(50, 2000)
+        dense[:, ends[0] : ends[1]] = torch.randn(50, ends[1] - ends[0], generator=rng)
+        dense[3] = 0
+        dense[4] = 1
+        pattern, values = Pattern.from_dense(dense)
+        b = torch.randn(200, 2000, generator=rng)
+        expected, most = (f(b.double()) @ f(dense.double()).T for f in (lambda t: t, torch.abs))
+        close(csr_spmm(values, *pattern.tensors(), b, True), expected, most, 2000, torch.float32)
+
+
+def test_a_regrouped_matrix_is_made_of_the_values_of_the_call():
+    _, pattern, values = matrix(64, 1200, 0.2, torch.float32)
+    b = operand(1200, 128, True, torch.float32, 1)
+    before = csr_spmm(values, *pattern.tensors(), b, True)
+    values.mul_(2.0)
+    assert torch.equal(csr_spmm(values, *pattern.tensors(), b, True), 2 * before)
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_epilogue_and_layouts(activation, device, backend):
     for swap in (False, True):
@@ -98,7 +135,7 @@ def test_writes_every_element_and_leaves_no_trace_of_unused_lanes():
     if extension.failure() is not None:
         pytest.skip(extension.failure())
     dense, pattern, values = matrix(40, 30, 0.1, torch.float32)
-    for dtype, N in itertools.product((torch.float32, torch.bfloat16), (1, 3, 16, 17, 64, 70)):
+    for dtype, N in itertools.product((torch.float32, torch.bfloat16), (1, 3, 16, 17, 64, 70, 400)):
         for transposed in (True, False):  # rows around the operands that must neither be read nor written
             shape = (N + 2, 30) if transposed else (32, N)
             b = torch.full(shape, float("nan"), dtype=dtype)
@@ -141,10 +178,10 @@ def test_strided_operands(transposed, device, backend):
     torch.testing.assert_close(y, csr_spmm(values, *pattern.tensors(), one, transposed).expand_as(y))
 
 
-@pytest.mark.parametrize("N", [1, 5, 64, 500])
-def test_the_number_of_threads_changes_no_bit(N):
-    _, pattern, values = matrix(300, 200, 0.1, torch.float32)
-    b = operand(200, N, True, torch.float32, 1)
+@pytest.mark.parametrize("K, N", [(200, 1), (200, 5), (200, 64), (200, 500), (1500, 100), (1500, 330)])
+def test_the_number_of_threads_changes_no_bit(K, N):
+    _, pattern, values = matrix(300, K, 0.1, torch.float32)
+    b = operand(K, N, True, torch.float32, 1)
     before = torch.get_num_threads()
     try:
         results = []
@@ -159,7 +196,7 @@ def test_the_number_of_threads_changes_no_bit(N):
 def test_threads_of_python_and_nested_parallel_regions_do_not_meet():
     """The same bits from several threads that call at once, each with threads of its own."""
     _, pattern, values = matrix(300, 200, 0.1, torch.float32)
-    inputs = [operand(200, N, True, torch.float32, N) for N in (1, 7, 64, 130)]
+    inputs = [operand(200, N, True, torch.float32, N) for N in (1, 7, 64, 130, 250)]
     expected = [csr_spmm(values, *pattern.tensors(), b, True) for b in inputs]
     wrong = []
 
