@@ -123,6 +123,16 @@ void multiply(const Tensor& values, const Tensor& row_offsets, const Tensor& col
   });
 }
 
+// Of b's dtype, on the CPU; the functions of torch::stable look their operator up by name, 0.5 us.
+Tensor empty_like(const Tensor& b, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(b.get(), &type));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                         type, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
 }  // namespace
 
 void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::optional<Tensor> bias, bool transposed,
@@ -146,24 +156,25 @@ std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor c
   if (!b.is_cpu() || b.scalar_type() != type || dims < 1 || (dims != 2 && !transposed) ||
       b.size(transposed ? dims - 1 : 0) != K)
     return std::nullopt;
-  if (b.is_contiguous()) {
-    const auto given = b.sizes();
-    std::vector<int64_t> sizes(given.begin(), given.end());
-    sizes[transposed ? dims - 1 : 0] = 1;
-    int64_t N = 1;
-    for (const int64_t size : sizes) N *= size;
-    sizes[transposed ? dims - 1 : 0] = M;
-    Tensor y = torch::stable::new_empty(b, sizes);
-    multiply(values, row_offsets, columns, b, bias, transposed, K, N, y, std::nullopt, Activation::none);
-    return y;
+  const auto given = b.sizes();
+  std::vector<int64_t> sizes(given.begin(), given.end()), strides(dims, 1);
+  const bool swapped = !b.is_contiguous();
+  if (swapped) {
+    const auto steps = b.strides();
+    if (dims != 2 || steps[0] != 1 || steps[1] != sizes[0]) return std::nullopt;
   }
-  if (dims != 2) return std::nullopt;
-  b = torch::stable::transpose(b, 0, 1);
-  if (!b.is_contiguous()) return std::nullopt;
-  const int64_t N = b.size(transposed ? 1 : 0);
-  Tensor y = torch::stable::new_empty(b, transposed ? std::vector<int64_t>{M, N} : std::vector<int64_t>{N, M});
-  multiply(values, row_offsets, columns, b, bias, !transposed, K, N, y, std::nullopt, Activation::none);
-  return torch::stable::transpose(y, 0, 1);
+  int64_t& outputs = sizes[transposed ? dims - 1 : 0];
+  outputs = 1;
+  int64_t N = 1;
+  for (const int64_t size : sizes) N *= size;
+  outputs = M;
+  if (swapped)
+    strides[1] = sizes[0];
+  else
+    for (int64_t d = dims - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(1, sizes[d]);
+  Tensor y = empty_like(b, sizes, strides);
+  multiply(values, row_offsets, columns, b, bias, transposed != swapped, K, N, y, std::nullopt, Activation::none);
+  return y;
 }
 
 }  // namespace sparse_ops

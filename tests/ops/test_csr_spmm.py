@@ -163,6 +163,24 @@ def test_nan_spreads_only_where_the_pattern_has_values(device, backend):
         assert not y[4, dense[:, 7] == 0].isnan().any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [1, 2, 8, 12, 40, 130])
+def test_a_row_takes_nothing_from_the_next(N, dtype, isa):
+    """Kernels may read beyond the end of a row: what is not finite there stays there."""
+    rng = torch.Generator().manual_seed(N)
+    for length in (0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17):
+        dense = torch.zeros(21, 60, dtype=dtype)
+        dense[::2, :length] = torch.randn(11, length, generator=rng).to(dtype)
+        dense[1::2, 40:] = torch.tensor([torch.inf, torch.nan, 1.0, -torch.inf]).repeat(5).to(dtype)
+        pattern, values = Pattern.from_dense(dense)
+        b = torch.randn(N, 60, generator=rng).to(dtype)
+        b[:, 40:] = torch.tensor([1.0, 1.0, torch.nan, torch.inf]).repeat(5).to(dtype)
+        y = csr_spmm(values, *pattern.tensors(), b, True)
+        wide, rows = b[:, :length].double(), dense[::2, :length].double()
+        close(y[:, ::2], wide @ rows.T, wide.abs() @ rows.abs().T, length + 1, dtype)
+        assert y[:, 1::2].isnan().all()
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_strided_operands(transposed, device, backend):
     _, pattern, values = matrix(12, 20, 0.3, torch.float32, device=device)
