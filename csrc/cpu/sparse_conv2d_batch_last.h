@@ -9,6 +9,8 @@
 
 namespace sparse_ops {
 
+constexpr int kDenseRows = 4;
+
 // What a thread sums: a tile of `lanes` lanes of every line of target channels.
 template <typename A>
 struct ConvLines {
@@ -19,6 +21,7 @@ struct ConvLines {
   int64_t source_channels, channels;  // lines of a pixel
   int lanes;  // at most 64 bytes of accumulators
   ConvActivation activation;
+  bool dense;  // no value is missing: kDenseRows channels are summed together
   bool pairs;  // bfloat16 in products of two, which take subnormal numbers for 0
   bool stream;  // y is larger than the caches: its lines go past them, so that none is read before it is written
   const ConvRun* runs;

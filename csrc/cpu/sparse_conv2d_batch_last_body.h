@@ -179,26 +179,32 @@ static void sum_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64
 #if SPARSE_OPS_AVX512
 #define SPARSE_OPS_PAIRS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
 
-// The same for bfloat16 with an instruction that adds the products of two entries: their lines are interleaved.
+// bfloat16 in an instruction that adds the products of two entries: their lines are interleaved, and so are the values.
+SPARSE_OPS_PAIRS static inline __m512bh interleaved(__m256i a, __m256i b) {
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  return (__m512bh)_mm512_permutex2var_epi16(_mm512_castsi256_si512(a), order, _mm512_castsi256_si512(b));
+}
+
+SPARSE_OPS_PAIRS static inline __m512bh value_pair(float a, float b) {
+  uint32_t low, high;
+  std::memcpy(&low, &a, 4);
+  std::memcpy(&high, &b, 4);
+  return (__m512bh)_mm512_set1_epi32(static_cast<int32_t>((low >> 16) | high));
+}
+
 template <int P, int First, int Last>
 SPARSE_OPS_PAIRS static inline void add_pairs(const BFloat* const (&in)[P], const ConvEntry<float>* e,
                                               const ConvEntry<float>* last, __mmask16 mask, __m512 (&acc)[P]) {
-  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   for (; e < last; e += 2) {
     const bool both = e + 1 < last;
-    uint32_t low, high = 0;
-    std::memcpy(&low, &e[0].value, 4);
-    if (both) std::memcpy(&high, &e[1].value, 4);
-    const __m512bh value = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>((low >> 16) | high));
+    const __m512bh value = value_pair(e[0].value, both ? e[1].value : 0);
     const __mmask16 second = both ? mask : __mmask16(0);  // zero times an infinity would not be zero
     const int64_t a = e[0].offset, b = both ? e[1].offset : a;
 #pragma GCC unroll 6
-    for (int p = First; p < P - Last; ++p) {
-      const __m256i x = _mm256_maskz_loadu_epi16(mask, in[p] + a), y = _mm256_maskz_loadu_epi16(second, in[p] + b);
-      const __m512i pair = _mm512_permutex2var_epi16(_mm512_castsi256_si512(x), order, _mm512_castsi256_si512(y));
-      acc[p] = _mm512_dpbf16_ps(acc[p], (__m512bh)pair, value);
-    }
+    for (int p = First; p < P - Last; ++p)
+      acc[p] = _mm512_dpbf16_ps(acc[p], interleaved(_mm256_maskz_loadu_epi16(mask, in[p] + a),
+                                                    _mm256_maskz_loadu_epi16(second, in[p] + b)), value);
   }
 }
 
@@ -228,11 +234,18 @@ SPARSE_OPS_PAIRS static void sum_run_pairs(const ConvLines<float>& lines, const 
   std::memcpy(sums, acc, sizeof(sums));
   finish_run<BFloat, P, false>(lines, run, 0, row, sums);
 }
+#include "sparse_conv2d_dense_body.h"
 #endif
 
 template <typename T, int P, typename A>
-static inline void whole_run(const ConvLines<A>& lines, const ConvRun& run, int64_t row) {
+static inline void whole_run(const ConvLines<A>& lines, const ConvRun& run, int64_t row, int64_t rows) {
 #if SPARSE_OPS_AVX512
+  if constexpr (P <= kMostPixels<T>)
+    if (rows == kRows) {
+      if constexpr (kIsBFloat<T>)
+        if (lines.pairs) return sum_dense_pairs<P>(lines, run, row);
+      return sum_dense<T, P>(lines, run, row);
+    }
   if constexpr (kIsBFloat<T>)
     if (lines.pairs) return sum_run_pairs<P>(lines, run, row);
 #endif
@@ -240,20 +253,21 @@ static inline void whole_run(const ConvLines<A>& lines, const ConvRun& run, int6
   if constexpr (P <= kMostPixels<T>) sum_run<T, P, kVectorBytes == 16 ? 1 : K, false>(lines, run, 0, row);
 }
 
+// The target channels row .. row + rows: one, or kRows of a dense weight.
 template <typename T, typename A>
-static inline void sum_pixels(const ConvLines<A>& lines, const ConvRun& run, int64_t row) {
+static inline void sum_pixels(const ConvLines<A>& lines, const ConvRun& run, int64_t row, int64_t rows) {
   if constexpr (!kMasks)
     if (lines.lanes < 64 / static_cast<int>(sizeof(A))) {
       for (int p = 0; p < run.pixels; ++p) sum_run<T, 1, 1, true>(lines, run, p, row);
       return;
     }
   switch (run.pixels) {
-    case 1: return whole_run<T, 1>(lines, run, row);
-    case 2: return whole_run<T, 2>(lines, run, row);
-    case 3: return whole_run<T, 3>(lines, run, row);
-    case 4: return whole_run<T, 4>(lines, run, row);
-    case 5: return whole_run<T, 5>(lines, run, row);
-    case 6: return whole_run<T, 6>(lines, run, row);
+    case 1: return whole_run<T, 1>(lines, run, row, rows);
+    case 2: return whole_run<T, 2>(lines, run, row, rows);
+    case 3: return whole_run<T, 3>(lines, run, row, rows);
+    case 4: return whole_run<T, 4>(lines, run, row, rows);
+    case 5: return whole_run<T, 5>(lines, run, row, rows);
+    case 6: return whole_run<T, 6>(lines, run, row, rows);
   }
 }
 
@@ -267,14 +281,20 @@ static void sum_tile(const ConvLines<A>& lines, const ConvTile& tile, const Conv
   if (next != nullptr && next->fetch_count > 0) {
     fetch = static_cast<const char*>(lines.x) + next->fetch * lines.source_channels * line;
     stop = fetch + next->fetch_count * lines.source_channels * line;
-    ahead = (stop - fetch) / ((tile.last - tile.first) * (end - begin)) + step;
+    ahead = (stop - fetch) / ((tile.last - tile.first) * (end - begin)) * (lines.dense ? sparse_ops::kDenseRows : 1) + step;
   }
-  for (const ConvRun* run = lines.runs + tile.first; run < lines.runs + tile.last; ++run)
-    for (int64_t row = begin; row < end; ++row) {
-      for (const char* until = stop - fetch < ahead ? stop : fetch + ahead; fetch < until; fetch += step)
-        __builtin_prefetch(fetch, 0, 2);
-      sum_pixels<T>(lines, *run, row);
-    }
+  const auto fetch_some = [&] {
+    for (const char* until = stop - fetch < ahead ? stop : fetch + ahead; fetch < until; fetch += step)
+      __builtin_prefetch(fetch, 0, 2);
+  };
+  const ConvRun *runs = lines.runs + tile.first, *last = lines.runs + tile.last;
+  constexpr int64_t kDense = sparse_ops::kDenseRows;
+  int64_t row = begin;
+  if (lines.dense)  // the entries of kDense channels in L1 rather than the lines of a run
+    for (; row + kDense <= end; row += kDense)
+      for (const ConvRun* run = runs; run < last; ++run) fetch_some(), sum_pixels<T>(lines, *run, row, kDense);
+  for (const ConvRun* run = runs; run < last; ++run)
+    for (int64_t r = row; r < end; ++r) fetch_some(), sum_pixels<T>(lines, *run, r, 1);
 }
 
 // Target channels begin .. end of a tile; `next` is the tile that this thread works on next, if any.

@@ -65,6 +65,42 @@ def test_no_value_in_every_instruction_set(dtype, shape, layout, isa):
         assert not forward(p, bias=False).any()
 
 
+@pytest.mark.parametrize("name", ["demo", "stride", "stem", "groups", "one by one"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_without_zeros_in_batch_last(dtype, name, isa):
+    check(Problem(SHAPES[name], dtype, density=1.0, layout="batch_last"))
+    check(Problem(Shape(33, 3, 10, (6, 9), stride=(2, 1)), dtype, density=1.0, layout="batch_last"))
+
+
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_batch_last_has_the_same_bits_on_any_number_of_threads(density):
+    p = Problem(Shape(17, 9, 130, (23, 22)), density=density, layout="batch_last")
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            answers.append(forward(p))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(answers[0], y) for y in answers[1:])
+
+
+@pytest.mark.parametrize("density", [0.4, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_infinities_in_batch_last_reach_what_reads_them_alone(dtype, density, isa):
+    p = Problem(Shape(3, 3, 6, (7, 8)), dtype, density=density, layout="batch_last")
+    p.x[1, 2, 0, 7] = torch.inf
+    p.x[2, 0, 6, 0] = torch.nan
+    weight = p.pattern.to_dense(p.values).view(6, 3, 3, 3).double()
+    # Where the weight is 0 nothing is read; torch would multiply the zero by the infinity.
+    expected = torch.conv2d(p.x.double().nan_to_num(0, 0, 0), weight, p.bias.double(), padding=1)
+    reads = torch.conv2d((~p.x.isfinite()).double(), (weight != 0).double(), padding=1) > 0
+    y = forward(p)
+    assert reads.any() and torch.equal(y.isfinite(), ~reads)
+    assert torch.allclose(y.double()[~reads], expected[~reads], rtol=1e-2, atol=0.1)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_random_geometry(data):
