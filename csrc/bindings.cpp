@@ -64,6 +64,10 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
       "Tensor t_permutation, Tensor(a!) dx, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "int groups, int layout) -> ()");
   m.def(
+      "sparse_conv2d_plain(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, Tensor? bias, int width, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, Tensor? addend, str activation, "
+      "int most_bytes) -> Tensor?");
+  m.def(
       "sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor columns, Tensor(a!) dvalues, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, int x_layout, "
       "int dy_layout) -> ()");
@@ -72,6 +76,7 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
   m.impl("csr_spmm_plain", TORCH_BOX(&sparse_ops::csr_spmm_plain));  // it looks at the devices itself
+  m.impl("sparse_conv2d_plain", TORCH_BOX(&sparse_ops::sparse_conv2d_plain));  // as csr_spmm_plain
   m.impl("isa", TORCH_BOX(&sparse_ops::isa_name));
   m.impl("set_isa", TORCH_BOX(&sparse_ops::set_isa));
 }

@@ -70,6 +70,11 @@ class Recycler:
         return Recycler, ()
 
 
+def own_bytes() -> int:
+    """The largest tensor that need not come from the thread's recycler."""
+    return LEAST_BYTES - 1 if getattr(_active, "recycler", None) is not None else 2**63 - 1
+
+
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised contiguous tensor of like's dtype and device, from the thread's recycler where it has one."""
     recycler = getattr(_active, "recycler", None)

@@ -13,6 +13,13 @@ void sparse_conv2d(Tensor x, Tensor values, Tensor row_offsets, Tensor columns, 
                    Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, int64_t groups,
                    std::optional<Tensor> addend, std::string activation, int64_t layout);
 
+// The same into an output of its own, where every operand is as the kernels want it and the output takes no more than
+// most_bytes; otherwise nothing. width: columns of the weight's matrix.
+std::optional<Tensor> sparse_conv2d_plain(Tensor x, Tensor values, Tensor row_offsets, Tensor columns,
+                                          std::optional<Tensor> bias, int64_t width, Sizes kernel_size, Sizes stride,
+                                          Sizes padding, Sizes dilation, int64_t groups, std::optional<Tensor> addend,
+                                          std::string activation, int64_t most_bytes);
+
 void sparse_conv2d_input_grad(Tensor dy, Tensor values, Tensor t_row_offsets, Tensor t_columns, Tensor t_permutation,
                               Tensor dx, Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation,
                               int64_t groups, int64_t layout);

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ops import extension, launch
+from sparse_ops import extension, launch, recycling
 from sparse_ops.ops import conv_operands as operands
 from sparse_ops.ops import sparse_conv2d_input_grad, sparse_conv2d_weight_grad
 from sparse_ops.reference import sparse_conv2d as reference
@@ -55,7 +55,6 @@ def _output(
 torch.library.register_fake("sparse_ops::sparse_conv2d", _output)
 
 
-@torch.library.impl("sparse_ops::sparse_conv2d", ("cpu", "cuda"))
 def _sparse_conv2d(x: Tensor, values: Tensor, *arguments: Any) -> Tensor:
     y = _output(x, values, *arguments)
     row_offsets, columns, _, _, _, bias, *window = arguments
@@ -78,6 +77,9 @@ def _sparse_conv2d(x: Tensor, values: Tensor, *arguments: Any) -> Tensor:
         case "reference":
             y.copy_(reference.sparse_conv2d(x, values, row_offsets, columns, bias, *window))
     return y
+
+
+torch.library.impl("sparse_ops::sparse_conv2d", ("cpu", "cuda"), _sparse_conv2d)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -135,4 +137,14 @@ def sparse_conv2d(
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     window = (kernel_size, stride, padding, dilation, groups)
+    operands = [t for t in (x, values, bias, addend) if t is not None]
+    if x.device.type in ("cpu", "cuda") and launch.unseen(operands):  # 7 us less than through the dispatcher
+        if launch.backend(x.device) == "native":
+            y: Tensor | None = extension.native().sparse_conv2d_plain(
+                x, values, row_offsets, columns, bias, t_row_offsets.numel() - 1, *window, addend, activation,
+                recycling.own_bytes(),
+            )  # fmt: skip
+            if y is not None:  # 20 us less than with the checks of Python
+                return y
+        return _sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)
     return torch.ops.sparse_ops.sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)

@@ -18,6 +18,7 @@ from conv_problems import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_ops import launch
 from sparse_ops.layouts import is_batch_last
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
@@ -26,10 +27,18 @@ def forward(p, bias=True):
     return sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias if bias else None, *p.shape.window)
 
 
+def steps(y):
+    return [stride for stride, size in zip(y.stride(), y.shape, strict=True) if size != 1]
+
+
 def check(p):
     with Poisoned():
         y = forward(p)
     p.check("y", y)
+    if launch.backend(y.device) == "native":
+        with torch.inference_mode():
+            plain = forward(p)
+        assert torch.equal(plain, y) and (y.numel() == 0 or steps(plain) == steps(y))
     if not p.x.is_contiguous():
         last = p.x.is_contiguous(memory_format=torch.channels_last)
         assert y.numel() == 0 or (y.is_contiguous(memory_format=torch.channels_last) if last else is_batch_last(y))
@@ -198,3 +207,20 @@ def test_names_the_culprit(device):
         run(stride=(1, 0))
     with pytest.raises(ValueError, match=r"x is \(12, 8, 8\), expected \(N, C, H, W\)"):
         run(x=p.x[0])
+
+
+def test_operands_that_python_has_to_look_at_without_autograd():
+    p = Problem(SHAPES["demo"], layout="batch_last")
+    expected = forward(p)
+    with torch.inference_mode():
+        spread = torch.empty(20, 12, 8, 16)[..., ::2].copy_(p.x)
+        p.check("y", sparse_conv2d(spread, p.values, *p.pattern.tensors(), p.bias, *p.shape.window))
+        twice = torch.stack([p.values, p.values], 1)[:, 0]
+        assert torch.equal(sparse_conv2d(p.x, twice, *p.pattern.tensors(), p.bias, *p.shape.window), expected)
+        addend = torch.randn(expected.shape)
+        y = sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias, *p.shape.window, addend=addend)
+        assert torch.allclose(y, expected + addend, atol=1e-5)
+        with pytest.raises(ValueError, match="x has 11 channels, the weight 12"):
+            sparse_conv2d(p.x[:, :11], p.values, *p.pattern.tensors(), p.bias, *p.shape.window)
+        with pytest.raises(TypeError, match="values"):
+            sparse_conv2d(p.x, p.values.double(), *p.pattern.tensors(), p.bias, *p.shape.window)
