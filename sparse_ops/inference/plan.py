@@ -180,6 +180,10 @@ def apply(
         if wanted == BATCH_LAST and node.target in layout.POOLS:
             node.target = layout.POOLS[node.target]
         if node.target in SINKS:
+            source = node.all_input_nodes[0]
+            batch_last = layouts.get(source.name) == BATCH_LAST and len(seen[source.name].shape) == 4
+            if node.target == _aten.mean.dim and batch_last:
+                node.target = layout.mean
             continue
         for source in node.all_input_nodes:
             found = seen.get(source.name)
