@@ -1,6 +1,9 @@
 // dY B^T at the positions of a pattern: groups of tiles of N, and rows, over threads; partial sums added in fixed order.
 #include "csr_sddmm.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "csr_problem.h"
 #include "csr_schedule.h"
 #include "scratch.h"
@@ -15,6 +18,59 @@ constexpr int64_t kPackedRows = 16;             // kRowBlock of the body
 constexpr int64_t kPanelBytes = 1 << 20;        // wider than a product's: a nonzero ends with a store and its sum
 constexpr int64_t kPartialBytes = 16 << 20;     // the partial sums of all groups
 constexpr int64_t kGroups = 8;                  // at most; more threads than this share a group by rows
+
+// Whether nonzeros are taken by blocks of columns, so many that a row has some in each: float32, whose panel is far larger
+// than L1.
+int64_t blocks_of(const CsrProblem& p, int64_t nnz, int64_t tile) {
+  constexpr double kBlockBytes = 64 * 1024, kInBlock = 8;
+  if (p.dtype != Dtype::f32 || p.N <= 3 * tile) return 1;
+  const double columns = std::max(kBlockBytes / (tile * 4), kInBlock * p.M * p.K / nnz);
+  return columns * tile * 4 > 2 * kBlockBytes ? 1 : std::max<int64_t>(1, std::llround(p.K / columns));
+}
+
+void sddmm_by_blocks(const CsrProblem& p, int64_t nnz, int64_t tile, int64_t groups, int64_t blocks, int64_t threads,
+                     float* result) {
+  constexpr int64_t kRun = 256;  // rows that are packed at once
+  const int64_t tiles = (p.N + tile - 1) / tile, block = (p.K + blocks - 1) / blocks;
+  const auto rows = row_cuts(p.offsets, p.M, std::max((p.M + kRun - 1) / kRun, threads));
+  const int64_t runs = static_cast<int64_t>(rows.size()) - 1, parts = std::min(row_parts(groups, threads), runs);
+  int64_t most = 0;
+  for (int64_t i = 0; i < runs; ++i) most = std::max(most, rows[i + 1] - rows[i]);
+  auto* cuts = static_cast<int32_t*>(scratch<3>((p.M * (2 * blocks + 1) + 1 + nnz) * sizeof(int32_t)));
+  int32_t *offsets = cuts + p.M * (blocks + 1), *columns = offsets + p.M * blocks + 1;
+  auto* partial = static_cast<float*>(scratch<0>(groups * nnz * sizeof(float)));
+  CsrProblem grouped = p;
+  grouped.offsets = offsets;
+  grouped.columns = columns;
+  const auto cut = SPARSE_OPS_DISPATCH(cut_rows);
+  const auto group = SPARSE_OPS_DISPATCH(group_rows);
+  const auto run = SPARSE_OPS_DISPATCH(sddmm_grouped);
+  const auto reduce_runs = SPARSE_OPS_DISPATCH(reduce_grouped);
+  share(threads, runs, [&](const auto& next) {
+    for (int64_t i = next(); i < runs; i = next()) {
+      cut(p, rows[i], rows[i + 1], blocks, block, cuts);
+      group(p, rows[i], rows[i + 1], blocks, cuts, offsets, columns);
+    }
+  });
+  share(threads, groups * parts, [&](const auto& next) {
+    auto* panel = static_cast<float*>(scratch<1>(p.K * tile * sizeof(float)));
+    auto* packed_rows = static_cast<float*>(scratch<2>(most * tile * sizeof(float)));
+    int64_t packed = -1;
+    for (int64_t unit = next(); unit < groups * parts; unit = next()) {
+      const int64_t g = unit / parts, part = unit % parts, begin = g * tiles / groups, end = (g + 1) * tiles / groups;
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t i = part * runs / parts; i < (part + 1) * runs / parts; ++i) {
+          run(grouped, t * tile, tile, blocks, rows[i], rows[i + 1], panel, packed_rows, packed != t, t > begin,
+              partial + g * nnz);
+          packed = t;
+        }
+    }
+  });
+  share(threads, runs, [&](const auto& next) {
+    for (int64_t i = next(); i < runs; i = next())
+      reduce_runs(partial, groups, nnz, offsets, cuts, blocks, rows[i], rows[i + 1], result);
+  });
+}
 
 }  // namespace
 
@@ -57,6 +113,8 @@ void csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool dy_
   const int64_t tiles = (p.N + tile - 1) / tile;
   int64_t groups = tiles < kGroups ? tiles : kGroups;
   while (groups > 1 && groups * nnz * size > kPartialBytes) groups /= 2;
+  if (const int64_t blocks = blocks_of(p, nnz, tile); blocks > 1)
+    return sddmm_by_blocks(p, nnz, tile, groups, blocks, threads, static_cast<float*>(dvalues.mutable_data_ptr()));
   const auto cuts = row_cuts(p.offsets, p.M, row_parts(groups, threads));
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1, units = groups * parts;
   const bool alone = groups == 1 && p.panel == Panel::computed;  // the one group's sums are the result

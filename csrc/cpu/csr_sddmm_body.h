@@ -4,6 +4,7 @@
 #include "activation_body.h"
 #include "tiles_body.h"
 #include "half_tiles_body.h"
+#include "csr_cuts_body.h"
 
 constexpr int64_t kRowBlock = 16;
 
@@ -242,6 +243,54 @@ static void sddmm(const CsrProblem& p, int64_t first, int64_t tile, int64_t begi
     case Dtype::f64: return sddmm_rows<double>(p, first, tile, begin, end, panel, rows, fresh, add, to);
     case Dtype::f16: return sddmm_rows<Half>(p, first, tile, begin, end, panel, rows, fresh, add, to);
     case Dtype::bf16: return sddmm_rows<BFloat>(p, first, tile, begin, end, panel, rows, fresh, add, to);
+  }
+}
+
+// The same nonzeros by blocks of columns, whose rows of the panel stay in L1 meanwhile: in the run of rows [begin, end),
+// cut before, row begin + r of block b becomes row begin * blocks + b * (end - begin) + r of a matrix with its own offsets
+// and columns.
+static void group_rows(const CsrProblem& p, int64_t begin, int64_t end, int64_t blocks, const int32_t* cuts,
+                       int32_t* offsets, int32_t* columns) {
+  const int64_t rows = end - begin;
+  int32_t at = p.offsets[begin];
+  cuts += begin * (blocks + 1);
+  offsets += begin * blocks;
+  for (int64_t row = 0; row < blocks * rows; ++row) {
+    offsets[row] = at;
+    for (int32_t i = cuts[row]; i < cuts[row + rows]; ++i) columns[at++] = p.columns[i];
+  }
+  offsets[blocks * rows] = at;
+}
+
+// As sddmm for such a run of float32, with p of that matrix, whose M stays the number of rows; sums are in its order.
+static void sddmm_grouped(const CsrProblem& p, int64_t first, int64_t tile, int64_t blocks, int64_t begin, int64_t end,
+                          float* panel, float* rows_memory, bool fresh, bool add, float* to) {
+  if (fresh) pack_panel(static_cast<const float*>(p.b), 0, p.K, p.K, p.N, first, tile, p.transposed, panel);
+  const int64_t rows = end - begin;
+  pack_panel(static_cast<const float*>(p.y), begin, rows, p.M, p.N, first, tile, p.y_transposed, rows_memory);
+  Pending<float> pending;
+  pending.count = 0;
+  std::memset(pending.vectors, 0, sizeof(pending.vectors));
+  for (int64_t b = 0; b < blocks; ++b)
+    sample(p, tile, panel, rows_memory, begin * blocks + b * rows, rows, add, pending, to);
+  if (pending.count > 0) flush(pending.vectors, pending.count, p.offsets[end * blocks], add, to);
+}
+
+// to[i] = the sum of partial[part] over the parts in their order, for the nonzeros of a run, in the order of the matrix.
+static void reduce_grouped(const float* partial, int64_t parts, int64_t n, const int32_t* offsets, const int32_t* cuts,
+                           int64_t blocks, int64_t begin, int64_t end, float* to) {
+  const int64_t rows = end - begin;
+  cuts += begin * (blocks + 1);
+  offsets += begin * blocks;
+  for (int64_t row = 0; row < blocks * rows; ++row) {
+    const float* from = partial + offsets[row];
+    float* at = to + cuts[row];
+    const int32_t count = offsets[row + 1] - offsets[row];
+    for (int32_t i = 0; i < count; ++i) {
+      float sum = from[i];
+      for (int64_t part = 1; part < parts; ++part) sum += from[part * n + i];
+      at[i] = sum;
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 // whose place may fall into the same set of the cache.
 constexpr int64_t kRowBlock = 64;
 
+#include "csr_cuts_body.h"
 #include "csr_grouped_body.h"
 
 // sums[i][...] for the rows [begin, begin + rows): NV vectors a row.

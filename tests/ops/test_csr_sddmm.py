@@ -6,6 +6,7 @@ from csr import DTYPES, SHAPES, close, matrix, operand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_ops.formats import Pattern
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 
 
@@ -44,6 +45,27 @@ def test_operands_of_either_layout(dtype, isa):
                 assert torch.equal(csr_sddmm(left, right, *pattern.tensors(), True), expected)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_of_columns_on_every_instruction_set(transposed, isa):
+    """Several blocks and runs of rows, rows without a nonzero in some, tiles that are not full."""
+    for M, K, N, density in [(40, 1500, 400, 0.2), (600, 500, 530, 0.1), (300, 2100, 450, 0.15), (33, 300, 900, 1.0)]:
+        check(M, K, N, density, torch.float32, transposed)
+
+
+@pytest.mark.parametrize("ends", [(0, 200), (1300, 1500), (700, 800)])
+def test_columns_that_crowd_in_one_block(ends, isa):
+    dense = torch.zeros(50, 1500)
+    dense[:, ends[0] : ends[1]] = 1
+    dense[3], dense[4] = 0, 1
+    pattern, _ = Pattern.from_dense(dense)
+    dy, b = (operand(rows, 420, True, torch.float32, rows) for rows in dense.shape)
+    left, right = dy.double().T, b.double()
+    expected, most = (pattern.gather(f(left) @ f(right)) for f in (lambda t: t, torch.abs))
+    close(csr_sddmm(dy, b, *pattern.tensors(), True), expected, most, 420, torch.float32)
+    turned = b.t().contiguous().t()
+    close(csr_sddmm(dy, turned, *pattern.tensors(), True), expected, most, 420, torch.float32)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     M=st.integers(0, 80),
@@ -56,10 +78,10 @@ def test_random_shapes(M, K, N, density, transposed):
     check(M, K, N, density, torch.float32, transposed)
 
 
-@pytest.mark.parametrize("N", [1, 5, 64, 1500])
-def test_the_number_of_threads_changes_no_bit(N):
-    _, pattern, _ = matrix(300, 200, 0.1, torch.float32)
-    dy, b = operand(300, N, True, torch.float32, 1), operand(200, N, True, torch.float32, 2)
+@pytest.mark.parametrize("K, N", [(200, 1), (200, 5), (200, 64), (200, 1500), (700, 600)])
+def test_the_number_of_threads_changes_no_bit(K, N):
+    _, pattern, _ = matrix(300, K, 0.1, torch.float32)
+    dy, b = operand(300, N, True, torch.float32, 1), operand(K, N, True, torch.float32, 2)
     before = torch.get_num_threads()
     try:
         results = []
