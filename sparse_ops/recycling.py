@@ -1,8 +1,9 @@
 """Memory of dead tensors for new ones, so that large outputs do not fault in new pages at each call."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,15 @@ class Recycler:
         _active.recycler = self
         try:
             yield
+        finally:
+            _active.recycler = before
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args) inside of it: 2 us less than a `with`."""
+        before = getattr(_active, "recycler", None)
+        _active.recycler = self
+        try:
+            return function(*args)
         finally:
             _active.recycler = before
 

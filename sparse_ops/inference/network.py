@@ -13,6 +13,7 @@ from torch import fx, nn
 from sparse_ops.inference import capture
 from sparse_ops.inference.fuse import layer_nodes
 from sparse_ops.inference.layers import Fused
+from sparse_ops.inference.program import Program
 from sparse_ops.inference.signature import Signature
 from sparse_ops.recycling import Recycler
 
@@ -85,6 +86,7 @@ class InferenceNetwork(nn.Module):
         self.signature = signature
         self._report = report
         self._recycler = Recycler()
+        self._program = Program(graph)
         self.training = False
 
     @property
@@ -108,9 +110,13 @@ class InferenceNetwork(nn.Module):
             raise TypeError(
                 "torch.export of a network for inference: sparse_ops.export(network, example, path) does it"
             )
-        args, kwargs = self.signature.bind(args, kwargs)
-        with torch.no_grad(), without_autocast(), self._recycler():
-            return self.graph(*args, **kwargs)
+        flat = self.signature.as_made(args) and not kwargs
+        if not flat:
+            args, kwargs = self.signature.bind(args, kwargs)
+        if not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            return self._recycler.run(self._program, args, kwargs, flat)
+        with torch.no_grad(), without_autocast():
+            return self._recycler.run(self._program, args, kwargs, flat)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(

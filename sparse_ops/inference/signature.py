@@ -72,6 +72,20 @@ class Signature:
                 spec,
             )
 
+        self._plain: list[Expected] | None = None
+        if not kwargs and all(spec.is_leaf() for _, spec in self.expected.values()) and self.names:
+            leaves = [leaf for (leaf,), _ in self.expected.values()]
+            self._plain = leaves if all(isinstance(leaf, Expected) for leaf in leaves) else None
+
+    def as_made(self, args: Sequence[Any]) -> bool:
+        """Whether these positional arguments are plain tensors just like the example's: nothing is left to bind."""
+        if self._plain is None or len(args) != len(self._plain):
+            return False
+        for x, own in zip(args, self._plain, strict=True):
+            if type(x) is not Tensor or x.shape != own.shape or x.dtype != own.dtype:
+                return False
+        return True
+
     def tensors(self) -> list[Expected]:
         """The tensors of the example, in order."""
         return [leaf for leaves, _ in self.expected.values() for leaf in leaves if isinstance(leaf, Expected)]
