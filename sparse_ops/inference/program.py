@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
@@ -75,8 +74,7 @@ def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
             case "call_module":
                 call = f"{constant(graph.get_submodule(node.target).forward)}({given})"
             case "call_function":
-                target = QUICK.get(node.target, node.target)
-                call = f"{constant(target._op if isinstance(target, OpOverload) else target)}({given})"
+                call = f"{constant(QUICK.get(node.target, node.target))}({given})"
             case "call_method":
                 call = f"{text(node.args[0])}.{node.target}({given.partition(', ')[2]})"
             case "output":

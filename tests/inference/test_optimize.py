@@ -142,3 +142,12 @@ def test_bad_arguments():
         optimize_for_inference(model, torch.randn(2, 5))
     with pytest.raises(ValueError, match="DependsOnValues cannot be captured"):
         optimize_for_inference(DependsOnValues(), torch.randn(2))
+
+
+def test_runs_inside_of_torch_compile():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    network = optimize_for_inference(model, x)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(network, backend="aot_eager")(x), model(x), atol=1e-5)
