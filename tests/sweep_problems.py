@@ -1,4 +1,4 @@
-"""Weights, gradients and tables for tests of sweep_observe_ and add_penalty_grad_."""
+"""Weights, gradients, tables and the bounds of the sums for tests of the sweep's ops."""
 
 import torch
 
@@ -16,3 +16,9 @@ def problem(dtype):
     statistics = torch.zeros(2, 7, dtype=torch.float64)
     tables = coefficients, brackets, statistics, torch.full((2, 9000), float("nan"), dtype=wide)
     return weights, grads, bits, tables
+
+
+def check_sums(found, expected, dtype):
+    """N and A to 1e-6; T1 meets ds/s, T2 its square, and |ds/s| is 0.01 at most: a polynomial's error will do."""
+    for i, bound in enumerate([1e-12] * 4 if dtype == torch.float64 else [1e-6, 1e-6, 5e-6, 2e-4]):
+        torch.testing.assert_close(found[i], expected[i], rtol=bound, atol=0)

@@ -4,6 +4,7 @@
 // are rounded to nearest even before the sums, which are over the weights as they are stored.
 
 #include "sweep_penalty.h"
+#include "sweep_moments.h"
 
 template <class V>
 struct Sums {  // without initialisers: an implicit constructor is compiled for the plainest instruction set
@@ -14,8 +15,8 @@ struct Sums {  // without initialisers: an implicit constructor is compiled for 
 constexpr int kTerms = 32;  // registers that one call adds up
 
 // A sum of kTerms terms, in the registers' own precision and exact to twice that: adding in float64 takes two conversions
-// a register. `whole` starts so high that it stays above every term, and what it loses of one is exactly
-// (before - after) + term.
+// a register. `whole` starts so high that it stays above every term and between half of the start and its double, so that
+// what it loses of a term is exactly (before - after) + term, and its distance from the start is exact too.
 template <class V, int kStart>
 struct Compensated {
   typename V::R whole, lost;
@@ -46,7 +47,7 @@ __attribute__((noinline)) static void observe_block(const typename V::T* w, int6
   const bool steep = is_steep(scope);
   const R s = V::set(scale_of(scope) * unit_of<V>()), low = V::set(scope.low), high = V::set(scope.high);
   Compensated<V, 32> t0;
-  Compensated<V, 64> t1;
+  Compensated<V, 96> t1;
   t0.clear();
   t1.clear();
   R t2 = V::set(0);  // meets only the square of ds/s: its own precision will do
@@ -188,6 +189,15 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
   sums.above = sums.count = 0;
   const bool halves = chunk.w.kind == Kind::f16 || chunk.w.kind == Kind::bf16;
   T w_buffer[kBlock], g_buffer[kBlock], state_buffers[kStates][kBlock];
+  Moments<V> moments(line);
+  const bool near = curved && Moments<V>::suit(line);
+  const auto observe_far = [&](int64_t n) {
+    for (int64_t k = 0; k < n; k += kTerms * V::W) {
+      const int64_t some = n - k < kTerms * V::W ? n - k : kTerms * V::W;
+      observe_block<V, true, 0>(moments.far() + k, some, line, sums, candidates, nullptr);
+    }
+    moments.drop(n);
+  };
 
   for (int64_t start = 0; start < chunk.n; start += kBlock) {
     const int64_t n = chunk.n - start < kBlock ? chunk.n - start : kBlock;
@@ -235,8 +245,14 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
       if (chunk.mask != nullptr) __builtin_prefetch(chunk.mask + (start + 2 * kBlock) / 8);
       for (int64_t k = 0; k < n; k += kTerms * V::W) {
         const int64_t some = n - k < kTerms * V::W ? n - k : kTerms * V::W;
-        curved ? observe_block<V, true, kAhead>(w_ptr + k, some, line, sums, candidates, ahead)
-               : observe_block<V, false, kAhead>(w_ptr + k, some, line, sums, candidates, ahead);
+        if (near) {
+          moments.template add<kAhead>(w_ptr + k, some, ahead);
+          if (moments.far_count >= kBlock) observe_far(kBlock);
+        } else if (curved) {
+          observe_block<V, true, kAhead>(w_ptr + k, some, line, sums, candidates, ahead);
+        } else {
+          observe_block<V, false, kAhead>(w_ptr + k, some, line, sums, candidates, ahead);
+        }
         for (T*& operand : ahead) operand += some;
       }
     }
@@ -244,11 +260,13 @@ static void sweep_as(const SweepChunk& chunk, const SweepRule& settings, const S
     if (writes) closed<T>(chunk.w, start, n, w_ptr);
     for (int k = 0; k < S; ++k) closed<T>(chunk.states[k], start, n, state_ptrs[k]);
   }
+  if (near) observe_far(moments.far_count);
   // The loops took the scale as a T: of A at the scale itself t0 is the value there and t1 the slope.
   const double scale = scale_of(line) * unit_of<V>(), taken = static_cast<T>(scale);
   const double per_s = curved ? 1 / (taken * (steep ? kSteepFactor : 1)) : 0, t1 = V::total(sums.t1);
   const double t0 = curved ? V::total(sums.t0) + (scale / taken - 1) * t1 / unit_of<V>() : 0;
   out = {V::total(sums.n), t0, t1 * per_s, V::total(sums.t2) * per_s * per_s, sums.above, sums.count};
+  if (near) moments.join(out, line.s);
 }
 
 template <class V, class Rule>

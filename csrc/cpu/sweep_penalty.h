@@ -64,7 +64,7 @@ static inline typename V::R penalised(typename V::R g, typename V::R w, typename
   if (P == Penalty::hypersparse) {
     R u = V::abs(w);
     if (__builtin_expect(steep, 0)) u = V::mul(u, V::set(kSteepFactor));
-    return plus_sech2(g, w, on, V::mul(s, u));
+    return plus_sech2(g, w, on, s, u);
   }
   return g;
 }

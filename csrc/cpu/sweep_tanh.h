@@ -18,6 +18,7 @@ alignas(64) static constexpr float kPowers[32] = {
     1.4142135f, 1.4451808f, 1.4768262f, 1.5091645f, 1.5422108f, 1.5759809f, 1.6104903f, 1.6457555f,
     1.6817929f, 1.7186193f, 1.7562522f, 1.7947091f, 1.8340081f, 1.8741677f, 1.9152066f, 1.9571441f};
 static constexpr float kR1 = 0.6931471824645996f, kR2 = 0.24022826552391052f, kR3 = 0.05550443381071091f;
+static constexpr float kQ1 = 0.69315733f, kQ2 = 0.24022651f;
 
 static constexpr double kUnit = kExponent;
 
@@ -41,14 +42,20 @@ static inline __m512 tanh_of(__m512 y) {
   const __m512 m = V::fnma(power.scale, power.rest, V::sub(V::set(1), power.scale));  // 1 - 2^y
   return V::div(m, V::sub(V::set(2), m));
 }
-// g + sign(w) * factor * sech^2(x), where y = -2x / ln 2; g where w is 0.
-static inline __m512 plus_sech2(__m512 g, __m512 w, __m512 factor, __m512 y) {
+// g + sign(w) * factor * sech^2(x), where s u = -2x / ln 2 and u = |w|; g where w is 0. Relative error of this exponential,
+// a quadratic, 5.4e-8.
+static inline __m512 plus_sech2(__m512 g, __m512 w, __m512 factor, __m512 s, __m512 u) {
   using V = F32;
-  const Power power = power_of(short_of_end(y));
-  const __m512 e = V::fma(power.scale, power.rest, power.scale), inverse = V::div(V::set(1), V::add(V::set(1), e));
-  const __m512i full = _mm512_castps_si512(V::mul(V::mul(V::set(4), factor), inverse)), bits = _mm512_castps_si512(w);
+  const __m512 end = V::smaller(V::div(V::set(-160), s), V::set(3e38)), shift = V::set(393216);
+  u = _mm512_castsi512_ps(_mm512_min_epu32(_mm512_castps_si512(u), _mm512_castps_si512(end)));
+  const __m512 shifted = V::fma(s, u, shift), n = V::sub(shifted, shift), f = _mm512_fmsub_ps(s, u, n);
+  const __m512 j = _mm512_permutex2var_ps(_mm512_load_ps(kPowers), _mm512_castps_si512(shifted),
+                                          _mm512_load_ps(kPowers + 16));
+  const __m512 scale = _mm512_scalef_ps(j, n), rest = V::mul(f, V::fma(V::set(kQ2), f, V::set(kQ1)));
+  const __m512 e = V::fma(scale, rest, scale), d = V::add(V::set(1), e), sech2 = V::div(e, V::mul(d, d));
+  const __m512i full = _mm512_castps_si512(V::mul(V::set(4), factor)), bits = _mm512_castps_si512(w);
   const __m512i pull = _mm512_ternarylogic_epi32(full, bits, _mm512_castps_si512(V::set(-0.0)), 0x78);  // a ^ (b & c)
-  return _mm512_mask3_fmadd_ps(_mm512_castsi512_ps(pull), V::mul(e, inverse), g, V::nonzero(w));
+  return _mm512_mask3_fmadd_ps(_mm512_castsi512_ps(pull), sech2, g, V::nonzero(w));
 }
 #else
 // Here tanh is x P(x^2) / Q(x^2), a minimax fit with a relative error of 5.3e-8 in float32 coefficients on [0, 9], where
@@ -82,8 +89,8 @@ static inline F32::R tanh_of(F32::R x) {  // of x up to kTanhEnd
   return V::div(V::mul(x, p), q);
 }
 static inline F32::R short_of_end(F32::R x) { return F32::smaller(F32::set(kTanhEnd), x); }
-static inline F32::R plus_sech2(F32::R g, F32::R w, F32::R factor, F32::R exponent) {
-  const auto added = F32::add(g, F32::with_sign_of(times_sech2(factor, exponent), w));
+static inline F32::R plus_sech2(F32::R g, F32::R w, F32::R factor, F32::R s, F32::R u) {
+  const auto added = F32::add(g, F32::with_sign_of(times_sech2(factor, F32::mul(s, u)), w));
   return F32::select(F32::nonzero(w), added, g);
 }
 #endif
@@ -107,7 +114,7 @@ static inline F64::R tanh_of(F64::R x) {
   return each_lane(x, [](double lane) { return std::tanh(lane); });
 }
 static inline F64::R short_of_end(F64::R x) { return F64::smaller(F64::set(400), x); }
-static inline F64::R plus_sech2(F64::R g, F64::R w, F64::R factor, F64::R exponent) {
-  const auto added = F64::add(g, F64::with_sign_of(times_sech2(factor, exponent), w));
+static inline F64::R plus_sech2(F64::R g, F64::R w, F64::R factor, F64::R s, F64::R u) {
+  const auto added = F64::add(g, F64::with_sign_of(times_sech2(factor, F64::mul(s, u)), w));
   return F64::select(F64::nonzero(w), added, g);
 }
