@@ -36,6 +36,12 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
       "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, "
       "Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf) -> bool");
   m.def(
+      "bound_sgd_(int bound, Tensor[] grads, Tensor coefficients, Tensor brackets, Tensor(y!) statistics, "
+      "Tensor(z!) candidates, str penalty, float lr, float momentum, float dampening, float weight_decay, "
+      "bool nesterov, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> bool");
+  m.def("sweep_bind(Tensor[] weights, Tensor[] momenta, Tensor[] masks, Tensor[] groups, int[] scopes) -> int");
+  m.def("sweep_release(int bound) -> ()");
+  m.def(
       "regularized_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] max_exp_avg_sqs, Tensor[] steps, Tensor[] masks, Tensor[] groups, int[] scopes, "
       "Tensor coefficients, Tensor brackets, Tensor(y!) statistics, Tensor(z!) candidates, str penalty, float lr, "
@@ -79,6 +85,8 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
   m.impl("sparse_conv2d_plain", TORCH_BOX(&sparse_ops::sparse_conv2d_plain));  // as csr_spmm_plain
   m.impl("isa", TORCH_BOX(&sparse_ops::isa_name));
   m.impl("set_isa", TORCH_BOX(&sparse_ops::set_isa));
+  m.impl("bound_sgd_", TORCH_BOX(&sparse_ops::bound_sgd_));  // it answers false to gradients of other devices
+  m.impl("sweep_release", TORCH_BOX(&sparse_ops::sweep_release));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
@@ -92,6 +100,7 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("kth_magnitude", TORCH_BOX(&sparse_ops::kth_magnitude));
   m.impl("magnitude_mask", TORCH_BOX(&sparse_ops::magnitude_mask));
   m.impl("regularized_sgd_", TORCH_BOX(&sparse_ops::regularized_sgd_));
+  m.impl("sweep_bind", TORCH_BOX(&sparse_ops::sweep_bind));
   m.impl("regularized_adamw_", TORCH_BOX(&sparse_ops::regularized_adamw_));
   m.impl("sweep_observe_", TORCH_BOX(&sparse_ops::sweep_observe_));
   m.impl("sweep_finish_", TORCH_BOX(&sparse_ops::sweep_finish_));

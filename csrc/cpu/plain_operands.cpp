@@ -17,7 +17,9 @@ int64_t bytes_of(ScalarType type) {  // 0 of what is no weight
   }
 }
 
-bool is_floating_on_cpu(const Tensor& t) { return t.is_cpu() && bytes_of(t.scalar_type()) > 0; }
+bool is_floating_on_cpu(const Tensor& t) {
+  return t.is_cpu() && bytes_of(t.scalar_type()) > 0 && t.layout() == torch::headeronly::Layout::Strided;
+}
 
 bool is_dense(const Tensor& t) {
   if (t.is_contiguous()) return true;
@@ -34,14 +36,17 @@ bool is_dense(const Tensor& t) {
   return true;
 }
 
-// Of the same shape and, where that matters, strides.
-bool same_places(const Tensor& a, const Tensor& b) {
-  const auto sizes = a.sizes(), others = b.sizes(), strides = a.strides(), other_strides = b.strides();
-  if (sizes.size() != others.size()) return false;
-  if (a.numel() == 0 && b.numel() == 0) return true;
-  for (size_t d = 0; d < sizes.size(); ++d)
-    if (sizes[d] != others[d] || (sizes[d] != 1 && strides[d] != other_strides[d])) return false;
-  return true;
+// Of w's shape and, where that matters, strides.
+template <typename Sizes>
+bool same_places(const Tensor& t, const Tensor& w, const Sizes& sizes, const Sizes& strides) {
+  const auto mine = t.sizes(), steps = t.strides();
+  if (mine.size() != sizes.size()) return false;
+  bool same = true;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (mine[d] != sizes[d]) return false;
+    same = same && (sizes[d] == 1 || steps[d] == strides[d]);
+  }
+  return same || w.numel() == 0;
 }
 
 }  // namespace
@@ -69,12 +74,14 @@ bool apart(const Tensors& tensors) {
 bool plain_operands(const Tensors& weights, std::initializer_list<const Tensors*> likes,
                     std::initializer_list<const Tensors*> packed) {
   const size_t n = weights.size();
-  for (const Tensor& w : weights)
-    if (!is_floating_on_cpu(w) || !is_dense(w)) return false;
-  for (const Tensors* list : likes) {
+  for (const Tensors* list : likes)
     if (list->size() != n) return false;
-    for (size_t i = 0; i < n; ++i)
-      if (!is_floating_on_cpu((*list)[i]) || !same_places((*list)[i], weights[i])) return false;
+  for (size_t i = 0; i < n; ++i) {
+    const Tensor& w = weights[i];
+    if (!is_floating_on_cpu(w) || !is_dense(w)) return false;
+    const auto sizes = w.sizes(), strides = w.strides();
+    for (const Tensors* list : likes)
+      if (!is_floating_on_cpu((*list)[i]) || !same_places((*list)[i], w, sizes, strides)) return false;
   }
   for (const Tensors* list : packed) {
     if (list->empty()) continue;

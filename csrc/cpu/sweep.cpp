@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "plain_operands.h"
 
@@ -166,32 +167,64 @@ std::vector<SweepPiece> sweep_pieces(const Tensors& weights) {
   return pieces;
 }
 
+namespace {
+
+struct SgdSettings {
+  const std::string& penalty;
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize, first_step;
+  const OptionalTensor &lr_tensor, &grad_scale, &found_inf;
+};
+
+bool sweep_sgd(const BoundSweep& lists, const Tensors& grads, const Tensor& coefficients, const Tensor& brackets,
+               const Tensor& statistics, const Tensor& candidates, const SgdSettings& settings) {
+  const Tensors &weights = lists.weights, &momenta = lists.momenta;
+  if (!plain_operands(weights, {&grads, momenta.empty() ? &grads : &momenta}, {&lists.masks, &lists.groups}) ||
+      !apart(weights) || !plain_scopes(lists.scopes, weights.size(), coefficients.size(0)))
+    return false;
+  if (number(settings.found_inf, 0) != 0) return true;
+  SweepRule rule{};
+  rule.kind = momenta.empty() ? RuleKind::sgd : RuleKind::momentum;
+  rule.penalty = parse_penalty(settings.penalty);
+  rule.lr = number(settings.lr_tensor, settings.lr);
+  rule.weight_decay = settings.weight_decay;
+  rule.scaled = settings.grad_scale.has_value();
+  rule.grad_scale = number(settings.grad_scale, 1);
+  rule.maximize = settings.maximize;
+  rule.momentum = settings.momentum;
+  rule.dampening = settings.dampening;
+  rule.nesterov = settings.nesterov;
+  rule.first_step = settings.first_step;
+  std::vector<const Tensors*> states;
+  if (!momenta.empty()) states.push_back(&momenta);
+  const Sweep sweep{weights,      grads,      states,     lists.masks, lists.groups, lists.scopes,
+                    coefficients, brackets,   statistics, candidates};
+  sweep.run(settings.penalty, {rule});
+  return true;
+}
+
+}  // namespace
+
 bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
                       Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                       bool first_step, OptionalTensor lr_tensor, OptionalTensor grad_scale,
                       OptionalTensor found_inf) {
-  if (!plain_operands(weights, {&grads, momenta.empty() ? &grads : &momenta}, {&masks, &groups}) || !apart(weights) ||
-      !plain_scopes(scopes, weights.size(), coefficients.size(0)))
-    return false;
-  if (number(found_inf, 0) != 0) return true;
-  SweepRule rule{};
-  rule.kind = momenta.empty() ? RuleKind::sgd : RuleKind::momentum;
-  rule.penalty = parse_penalty(penalty);
-  rule.lr = number(lr_tensor, lr);
-  rule.weight_decay = weight_decay;
-  rule.scaled = grad_scale.has_value();
-  rule.grad_scale = number(grad_scale, 1);
-  rule.maximize = maximize;
-  rule.momentum = momentum;
-  rule.dampening = dampening;
-  rule.nesterov = nesterov;
-  rule.first_step = first_step;
-  std::vector<const Tensors*> states;
-  if (!momenta.empty()) states.push_back(&momenta);
-  Sweep{weights, grads, states, masks, groups, scopes, coefficients, brackets, statistics, candidates}.run(penalty,
-                                                                                                           {rule});
-  return true;
+  const BoundSweep lists{std::move(weights), std::move(momenta), std::move(masks), std::move(groups),
+                         std::move(scopes)};
+  const SgdSettings settings{penalty,  lr,         momentum,  dampening,  weight_decay, nesterov,
+                             maximize, first_step, lr_tensor, grad_scale, found_inf};
+  return sweep_sgd(lists, grads, coefficients, brackets, statistics, candidates, settings);
+}
+
+bool bound_sgd_(int64_t bound, Tensors grads, Tensor coefficients, Tensor brackets, Tensor statistics,
+                Tensor candidates, std::string penalty, double lr, double momentum, double dampening,
+                double weight_decay, bool nesterov, bool maximize, OptionalTensor grad_scale,
+                OptionalTensor found_inf) {
+  const OptionalTensor none;
+  const SgdSettings settings{penalty,  lr,    momentum, dampening,  weight_decay, nesterov,
+                             maximize, false, none,     grad_scale, found_inf};
+  return sweep_sgd(*bound_sweep(bound), grads, coefficients, brackets, statistics, candidates, settings);
 }
 
 bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,

@@ -5,12 +5,12 @@
 #include <optional>
 
 #include "../common.h"
+#include "sweep_bound.h"
 #include "sweep_types.h"
 
 namespace sparse_ops {
 
 using OptionalTensor = std::optional<Tensor>;
-using Ints = std::vector<int64_t>;
 
 // The sweeps answer false, and have done nothing, where their tensors are not plain (plain_operands.h).
 bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
@@ -18,6 +18,12 @@ bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors m
                       double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                       bool first_step, OptionalTensor lr_tensor, OptionalTensor grad_scale,
                       OptionalTensor found_inf);
+
+// The same over lists that sweep_bind keeps, never a first step.
+bool bound_sgd_(int64_t bound, Tensors grads, Tensor coefficients, Tensor brackets, Tensor statistics,
+                Tensor candidates, std::string penalty, double lr, double momentum, double dampening,
+                double weight_decay, bool nesterov, bool maximize, OptionalTensor grad_scale,
+                OptionalTensor found_inf);
 
 bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
                         Tensors steps, Tensors masks, Tensors groups, Ints scopes, Tensor coefficients, Tensor brackets,

@@ -18,7 +18,7 @@ torch.library.define(
 )
 
 
-def _check(
+def check(
     weights: list[Tensor], grads: list[Tensor], momenta: list[Tensor], masks: list[Tensor], groups: list[Tensor],
     scopes: list[int], coefficients: Tensor, brackets: Tensor, statistics: Tensor, candidates: Tensor, penalty: str,
     lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool, maximize: bool,
@@ -45,21 +45,21 @@ def _check(
 
 @torch.library.register_fake(f"sparse_ops::{OP}")
 def _fake(*arguments: Any) -> None:
-    _check(*arguments)
+    check(*arguments)
 
 
 def _regularized_sgd_(weights: list[Tensor], grads: list[Tensor], momenta: list[Tensor], *rest: Any) -> None:
     if not weights:
-        _check(weights, grads, momenta, *rest)
+        check(weights, grads, momenta, *rest)
         return
     backend = launch.backend(weights[0].device)
     changed = [*weights, *momenta, *rest[5:7]]
     if backend == "native":
-        _check(weights, grads, momenta, *rest, tensors=False)
+        check(weights, grads, momenta, *rest, tensors=False)
         if extension.native().regularized_sgd_(weights, grads, momenta, *rest):
             torch.autograd.graph.increment_version(changed)
             return
-    _check(weights, grads, momenta, *rest)
+    check(weights, grads, momenta, *rest)
     operands.check_apart(OP, "weights", weights)
     grads = [checks.like_storage(g, w) for g, w in zip(grads, weights, strict=True)]
     states = [checks.like_storage(m, w) for m, w in zip(momenta, weights, strict=True)] if momenta else []

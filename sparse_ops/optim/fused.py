@@ -109,13 +109,18 @@ class SweepInside(torch.optim.Optimizer):
     def _bucket(self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]) -> Bucket:
         device = params[0].device
         scaling = self._on(device, "grad_scale"), self._on(device, "found_inf")
+        sweep, (tables, penalty) = self.sweep, self._tables(device)
+        if sweep is None or sweep.coefficients.device != device:
+            return Bucket(params, grads, states, [], [], [-1] * len(params), tables, penalty, *scaling)
+        scopes, masks, groups = sweep.operands(params)
+        return Bucket(params, grads, states, masks, groups, scopes, tables, penalty, *scaling)
+
+    def _tables(self, device: torch.device) -> tuple[Tables, str]:
+        """The sweep's tensors and the penalty that the coming update has to add."""
         sweep = self.sweep
         if sweep is None or sweep.coefficients.device != device:
-            nothing = [-1] * len(params)
-            return Bucket(params, grads, states, [], [], nothing, _no_scopes(device), "none", *scaling)
-        scopes, masks, groups = sweep.operands(params)
-        tables = Tables(sweep.coefficients, sweep.brackets, sweep.statistics, sweep.candidates)
-        return Bucket(params, grads, states, masks, groups, scopes, tables, sweep.penalty_now, *scaling)
+            return _no_scopes(device), "none"
+        return Tables(sweep.coefficients, sweep.brackets, sweep.statistics, sweep.candidates), sweep.penalty_now
 
     def _kind(self, state: dict[str, Any]) -> Any:
         """What parameters of one call have in common, beside their device."""

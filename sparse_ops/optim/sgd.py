@@ -1,15 +1,48 @@
 """SGD with penalty, update, mask and exact threshold statistics in one pass over the weights."""
 
-from typing import Any
+import operator
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from sparse_ops import launch
+from sparse_ops.ops.bound_sgd import BoundSgd
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
 from sparse_ops.optim.fused import Bucket, SweepInside, check_numbers, in_storage_of
 
 UNBEGUN = "unbegun"  # on CUDA: 1 while the device has skipped every step of a momentum_buffer, else 0
+
+
+_CPU = torch.device("cpu")
+
+
+class Steady(NamedTuple):
+    """A parameter group as its last step found it, bound in C++: while all is the same, the gradients will do."""
+
+    states: list[dict[str, Any]]
+    operands: Any  # what the sweep gave for these parameters, None without one
+    bound: BoundSgd
+
+    def holds(self, params: list[Tensor], states: dict[Tensor, Any], operands: Any) -> bool:
+        """True where parameters, their state, masks and scopes are the very objects that are bound."""
+        return (
+            operands is self.operands
+            and len(params) == len(self.states)
+            and all(map(operator.is_, params, self.bound.weights))
+            and (
+                # the optimiser's only group: hashing a tensor takes as long as the rest of these checks
+                (
+                    len(states) == len(params)
+                    and all(map(operator.is_, params, states))
+                    and all(map(operator.is_, self.states, states.values()))
+                )
+                or all(map(operator.is_, map(states.get, params), self.states))
+            )
+            and all(map(operator.is_, map(dict.get, self.states, repeat("momentum_buffer")), self.bound.momenta))
+        )
 
 
 class SGD(SweepInside, torch.optim.SGD):
@@ -53,8 +86,67 @@ class SGD(SweepInside, torch.optim.SGD):
             fused=fused,
         )
         self._keep_state_in(state_dtype)
+        self._unbind()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._unbind()
+
+    def _unbind(self) -> None:
+        """Forget what is bound in C++; nothing of it is copied, pickled or loaded."""
+        self._steady: dict[int, Steady] = {}  # by the ids of the groups
+        self._refusals = 0
 
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
+        return self._steady_update(group) or self._any_update(group)
+
+    def _steady_update(self, group: dict[str, Any]) -> list[Tensor]:
+        """The parameters of a group where all is as in its last step; [] where it is not, and nothing is done."""
+        steady = self._steady.pop(id(group), None)
+        params: list[Tensor] = group["params"]
+        if steady is None or not group["momentum"] or not self._may_bind(params):
+            return []
+        if not steady.holds(params, self.state, None if self.sweep is None else self.sweep.operands(params)):
+            return []
+        found = [p.grad for p in params]
+        if any(map(operator.is_, found, repeat(None))):
+            return []
+        tables, penalty = self._tables(_CPU)
+        if not steady.bound.step(
+            found,  # type: ignore[arg-type]
+            *tables,
+            penalty=penalty,
+            lr=float(group["lr"]),
+            **_numbers(group),
+            grad_scale=self._on(_CPU, "grad_scale"),
+            found_inf=self._on(_CPU, "found_inf"),
+        ):
+            self._refusals += 1
+            return []
+        self._steady[id(group)] = steady
+        return params
+
+    def _may_bind(self, params: list[Tensor]) -> bool:
+        """True where the C++ kernel runs, nobody watches its calls, and no parameter is about to be swapped."""
+        return (
+            (self.sweep is None or self.sweep.coefficients.device.type == "cpu")
+            and launch.backend(_CPU) == "native"
+            and not torch.__future__.get_swap_module_params_on_conversion()
+            and launch.unseen(params)
+        )
+
+    def _bind(self, group: dict[str, Any], bucket: Bucket) -> None:
+        """Remember a group whose parameters one call on the CPU has updated, for the next step."""
+        params, states = bucket.params, bucket.states
+        everything = len(params) == len(group["params"]) and params[0].device.type == "cpu"
+        if not everything or self._refusals >= 3 or not self._may_bind(params):  # gradients lie otherwise each time
+            return
+        buffers = in_storage_of(params, states, "momentum_buffer")
+        operands = None if self.sweep is None else self.sweep.operands(params)
+        bound = BoundSgd(params, buffers, bucket.masks, bucket.groups, bucket.scopes)
+        self._steady[id(group)] = Steady(states, operands, bound)
+
+    def _any_update(self, group: dict[str, Any]) -> list[Tensor]:
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         updated: list[Tensor] = []
         nothing: dict[str, Any] = {}
@@ -72,6 +164,8 @@ class SGD(SweepInside, torch.optim.SGD):
                 unbegun *= skip
             else:
                 self._call(group, bucket, states, first)
+                if states and not first:
+                    self._bind(group, bucket)
                 found_inf = self._decided_by_device(bucket)
                 if first and dampening != 0 and found_inf is not None:
                     # zeros left by a step that the device skips are no momentum: the next step is the first
@@ -92,11 +186,7 @@ class SGD(SweepInside, torch.optim.SGD):
             *bucket.tables,
             penalty=bucket.penalty,
             lr=self._rate(group, bucket.params[0].device),
-            momentum=float(group["momentum"]),
-            dampening=float(group["dampening"]),
-            weight_decay=float(group["weight_decay"]),
-            nesterov=bool(group["nesterov"]),
-            maximize=bool(group["maximize"]),
+            **_numbers(group),
             first_step=first,
             grad_scale=bucket.grad_scale,
             found_inf=bucket.found_inf,
@@ -117,3 +207,9 @@ class SGD(SweepInside, torch.optim.SGD):
                 buffer = None if state[UNBEGUN].item() else state["momentum_buffer"]
                 states[index] = {k: v for k, v in state.items() if k != UNBEGUN} | {"momentum_buffer": buffer}
         return packed | {"state": states}
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's settings as the ops take them, but for the learning rate."""
+    numbers: dict[str, Any] = {name: float(group[name]) for name in ("momentum", "dampening", "weight_decay")}
+    return numbers | {name: bool(group[name]) for name in ("nesterov", "maximize")}
