@@ -25,6 +25,7 @@ def fuse(graph: fx.GraphModule) -> None:
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.delete_all_unused_submodules()
+    drop_unused(graph)
     graph.recompile()
 
 
@@ -121,6 +122,7 @@ def lift(graph: fx.GraphModule) -> None:
         _replace(graph, node, path, layer, tuple(args))
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
+    drop_unused(graph)
     graph.recompile()
 
 
@@ -156,6 +158,17 @@ def _free_path(graph: fx.GraphModule, weight: str) -> str:
     ):
         found, i = f"{path}_{i}", i + 1
     return found
+
+
+def drop_unused(graph: fx.GraphModule) -> None:
+    """Let go of tensors that no step takes: those of layers which have their own now."""
+    used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for path, module in graph.named_modules():
+        if isinstance(module, Fused):
+            continue
+        for key in _tensors(module):
+            if (f"{path}.{key}" if path else key) not in used:
+                delattr(module, key)
 
 
 def _tensors(module: torch.nn.Module) -> set[str]:

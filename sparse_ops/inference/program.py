@@ -8,13 +8,37 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 _aten = torch.ops.aten
-# Functions of torch that do the same as an overload of ATen, a microsecond faster.
-QUICK = {_aten.reshape.default: torch.reshape, _aten.relu.default: torch.relu, _aten.add.Tensor: torch.add}
+# Functions of torch that take the arguments of an overload of ATen and do the same, 1 to 1.5 us sooner.
+QUICK: dict[Any, Callable[..., Any]] = {
+    _aten.add.Tensor: torch.add,
+    _aten.avg_pool2d.default: nn.functional.avg_pool2d,
+    _aten.cat.default: torch.cat,
+    _aten.clone.default: torch.clone,
+    _aten.div.Tensor: torch.div,
+    _aten.embedding.default: torch.embedding,
+    _aten.layer_norm.default: torch.layer_norm,
+    _aten.lstm.input: torch.lstm,
+    _aten.max_pool2d.default: torch.max_pool2d,
+    _aten.mean.dim: torch.mean,
+    _aten.mul.Tensor: torch.mul,
+    _aten.permute.default: torch.permute,
+    _aten.relu.default: torch.relu,
+    _aten.reshape.default: torch.reshape,
+    _aten.scaled_dot_product_attention.default: nn.functional.scaled_dot_product_attention,
+    _aten.select.int: torch.select,
+    _aten.sigmoid.default: torch.sigmoid,
+    _aten.squeeze.dim: torch.squeeze,
+    _aten.sub.Tensor: torch.sub,
+    _aten.sym_size.int: Tensor.size,
+    _aten.tanh.default: torch.tanh,
+    _aten.transpose.int: torch.transpose,
+    _aten.unsqueeze.default: torch.unsqueeze,
+}
 
 
 class Program:

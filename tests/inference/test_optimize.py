@@ -151,3 +151,11 @@ def test_runs_inside_of_torch_compile():
     network = optimize_for_inference(model, x)
     with torch.no_grad():
         assert torch.allclose(torch.compile(network, backend="aot_eager")(x), model(x), atol=1e-5)
+
+
+def test_holds_no_weight_of_attention_twice(forms):
+    forms("dense")
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    report = optimize_for_inference(model, torch.randn(2, 3, 16)).report()
+    assert report.bytes == report.dense_bytes
