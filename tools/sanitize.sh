@@ -10,7 +10,13 @@ for file in sparse_ops/*; do
     case $file in *_C.abi3.so | *__pycache__) ;; *) ln -sfn "$PWD/$file" $dir/lib/sparse_ops/ ;; esac
 done
 # The runtimes come first, also before libstdc++, whose exceptions they watch. Leaks are not looked for: Python and torch
-# keep memory for good.
-LD_PRELOAD="$(cc -print-file-name=libasan.so) $(cc -print-file-name=libubsan.so) $(cc -print-file-name=libstdc++.so.6)" \
-    ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
-    PYTHONPATH=$dir/lib "$PYTHON" -m pytest -q -p no:cacheprovider "${@:-tests/ops}"
+# keep memory for good. The working directory, whose package has the other kernels, is not searched for modules.
+export LD_PRELOAD="$(cc -print-file-name=libasan.so) $(cc -print-file-name=libubsan.so) $(cc -print-file-name=libstdc++.so.6)"
+export ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2
+export PYTHONPATH="$PWD/$dir/lib" PYTHONSAFEPATH=1
+"$PYTHON" - <<'END'
+import sys
+from sparse_ops import extension
+sys.exit(extension.failure() or ("build/sanitize" not in str(extension.PATH) and f"not the kernels: {extension.PATH}"))
+END
+"$PYTHON" -m pytest -q -p no:cacheprovider "${@:-tests/ops}"
