@@ -284,3 +284,21 @@ def test_other_backends_and_watchers_are_served():
     assert not optimizer._steady
     step(optimizer, 4)
     assert next(iter(optimizer._steady.values())).bound is not bound
+
+
+def test_parameters_that_conversions_swap_are_not_bound():
+    """Conversions of a module may swap its tensors, which must then have no other owner."""
+    model = nn.Linear(4, 4)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for dtype in (torch.bfloat16, torch.float32):
+            for seed in range(4):
+                step(optimizer, seed)
+            assert not optimizer._steady
+            model.to(dtype)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    step(optimizer, 4)
+    step(optimizer, 5)
+    assert optimizer._steady
