@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sparse_ops.inference.signature import Parameters, Signature
 
 ENTRY = "sparse_ops.json"  # the file inside the archive that holds choices and the machine
 VERSION = 2
+_aten = torch.ops.aten
 
 
 def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtype: str = "float32") -> InferenceNetwork:
@@ -149,20 +151,46 @@ def _lift(graph: fx.GraphModule, choices: dict[str, str]) -> None:
         layer.choice = choice
 
 
+# What `layout` makes of a pool and of a mean over pixels: (target, order of a permutation) before and behind it.
+Links = Sequence[tuple[Any, tuple[int, ...] | None]]
+_FLAT = (_aten.reshape.default, None)
+_POOL: Links = ((_aten.permute.default, (0, 3, 1, 2)), _FLAT, (_aten.permute.default, (2, 3, 1, 0)))
+_POOLED: Links = ((_aten.permute.default, (0, 2, 3, 1)), _FLAT, (_aten.permute.default, (3, 2, 0, 1)))
+_MEAN: Links = ((_aten.flatten.using_ints, None), (_aten.permute.default, (2, 3, 1, 0)))
+_MEANT: Links = ((_aten.t.default, None), (_aten.contiguous.default, None))
+
+
 def _unlay(graph: fx.GraphModule) -> None:
-    """The graph without conversions between layouts, pools as torch calls them."""
-    aten, nodes = torch.ops.aten, list(graph.graph.nodes)
-    for node in nodes:
+    """The graph without conversions between layouts; pools and means over pixels as torch calls them."""
+    for node in list(graph.graph.nodes):
         if node.target is torch.ops.sparse_ops.to_layout.default:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-        elif node.target in layout.POOLS:
-            source, users = node.args[0], list(node.users)
-            turned = all(n.target is aten.transpose.int and n.args[1:] == (0, 1) for n in (source, *users))
-            if turned and users:
-                node.replace_input_with(source, source.args[0])
-                for user in users:
-                    user.replace_all_uses_with(node)
-                    graph.graph.erase_node(user)
+            continue
+        rest: tuple[Any, ...] = node.args[1:]
+        if node.target in layout.POOLS:
+            before, behind = _POOL, _POOLED
+        elif node.target is _aten.mean.dim:
+            before, behind, rest = _MEAN, _MEANT, ([2, 3],)
+        else:
+            continue
+        source, last = _chain(node, before, lambda n: n.args[:1]), _chain(node, behind, lambda n: n.users)
+        if source is None or last is None:
+            continue
+        with graph.graph.inserting_before(last):
+            plain = graph.graph.call_function(node.target, (source.args[0], *rest))
+        last.replace_all_uses_with(plain)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _chain(node: fx.Node, links: Links, step: Callable[[fx.Node], Iterable[Any]]) -> fx.Node | None:
+    """The node at the end of a chain of single steps from `node` along the links; None where there is no such chain."""
+    for target, order in links:
+        found = list(step(node))
+        if len(found) != 1 or not isinstance(found[0], fx.Node) or found[0].target is not target:
+            return None
+        node = found[0]
+        if order is not None and tuple(node.args[1]) != order:  # type: ignore[arg-type]
+            return None
+    return node

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
-from inference.networks import cases
+from inference.networks import cases, prune
 from inference.test_optimize import assert_close, call
+from torch import nn
 
 from sparse_ops.inference import export, load_exported, machine, optimize_for_inference
 
@@ -42,6 +43,20 @@ def test_a_file_computes_the_same_and_is_chosen_again_elsewhere(name, forms, tmp
     sparse = load_exported(path)
     assert_close(call(sparse, example), call(model, example), 1e-5)
     assert [r.batch_last for r in sparse.report().layers] == [r.batch_last for r in network.report().layers]
+
+
+def test_pools_and_means_are_plain_again_elsewhere(forms, tmp_path, monkeypatch):
+    forms("batch_last")
+    pools = nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(16, 8, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *pools, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    x, path = torch.randn(6, 3, 20, 20), tmp_path / "network.pt2"
+    network = export(prune(model).eval(), x, path)
+    assert sum(row.batch_last for row in network.report().layers) >= 3
+    monkeypatch.setattr(machine, "here", lambda: {"isa": "other", "threads": 64})
+    forms("dense")
+    plain = load_exported(path)
+    assert not any("permute" in str(node.target) for node in plain.graph.graph.nodes)
+    assert_close(plain(x), call(model, x), 1e-5)
 
 
 def leaves(value):
