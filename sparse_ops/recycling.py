@@ -11,6 +11,7 @@ from torch import Tensor
 # glibc keeps blocks below 32 MiB for the next allocation and hands larger ones back to the system, which has to clear
 # every page of the next one: 84 ms for a copy of 51 MB, 3 ms for 26 MB (one thread, Zen 4, busy).
 LEAST_BYTES = 1 << 20
+KEPT_CALLS = 4  # that a block may wait to be used again
 
 _active = threading.local()
 _use_count = getattr(torch._C, "_storage_Use_Count", None)
@@ -21,6 +22,7 @@ class Recycler:
 
     def __init__(self) -> None:
         self._blocks: list[torch.UntypedStorage] = []
+        self._idle: dict[int, int] = {}  # calls of `run` since a block was handed out, by its address in Python
         self._lock = threading.Lock()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -33,16 +35,34 @@ class Recycler:
             best = None
             for block in self._blocks:
                 size = block.nbytes()
-                if n <= size <= 2 * n and (best is None or size < best.nbytes()) and _use_count(block._cdata) == 1:  # type: ignore[misc]
+                if n <= size <= 2 * n and (best is None or size < best.nbytes()) and self._free(block):
                     best = block
             if best is None:
                 best = torch.UntypedStorage(n)
                 self._blocks.append(best)
+            self._idle[id(best)] = 0
             strides, step = [], 1
             for size in reversed(shape):
                 strides.append(step)
                 step *= max(1, size)
             return torch.empty(0, dtype=dtype).set_(best, 0, tuple(shape), tuple(reversed(strides)))
+
+    @staticmethod
+    def _free(block: torch.UntypedStorage) -> bool:
+        """Whether no tensor uses it: of this process, or of another that it was sent to."""
+        return _use_count(block._cdata) == 1 and not block.is_shared()  # type: ignore[misc]
+
+    def _tidy(self) -> None:
+        """Let go of what went to other processes, and of what calls no longer ask for, as after another batch size."""
+        with self._lock:
+            kept = []
+            for block in self._blocks:
+                self._idle[id(block)] += 1
+                if self._idle[id(block)] <= KEPT_CALLS and not block.is_shared():
+                    kept.append(block)
+                else:
+                    del self._idle[id(block)]
+            self._blocks = kept
 
     def bytes(self) -> int:
         """What all blocks take."""
@@ -53,6 +73,7 @@ class Recycler:
         """Give back what no tensor uses; the rest when its tensors go."""
         with self._lock:
             self._blocks.clear()
+            self._idle.clear()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -72,6 +93,8 @@ class Recycler:
             return function(*args)
         finally:
             _active.recycler = before
+            if self._blocks:
+                self._tidy()
 
     def __deepcopy__(self, memo: object) -> "Recycler":
         return Recycler()

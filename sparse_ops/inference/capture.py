@@ -103,7 +103,7 @@ def _least_batch(
             return torch.cat([t, t[:1]])[:n] if n > batch else t[:n]
 
         a, k = pytree.tree_map_only(Tensor, resize, (args, kwargs))
-        with choice._evaluating(model), torch.no_grad():
+        with choice._evaluating(model), torch.no_grad(), _plain_attention():
             try:
                 wanted = pytree.tree_leaves(model(*a, **k))
                 found = pytree.tree_leaves(graph(*a, **k))
@@ -133,7 +133,7 @@ def run_twice(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """The model's result on the example. Raises where it fails, draws random numbers or changes its own buffers."""
     buffers = {name: (b, b.clone()) for name, b in model.named_buffers(remove_duplicate=False)}
     results = []
-    with choice._evaluating(model), torch.no_grad():
+    with choice._evaluating(model), torch.no_grad(), _plain_attention():
         try:
             for _ in range(2):
                 results.append(model(*args, **kwargs))
@@ -158,6 +158,17 @@ def run_twice(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             "random numbers: there is nothing to compare the network with"
         )
     return results[0]
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention by the code that is captured: torch's short way without gradients gives zeros at padded positions."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _restore(model: nn.Module, buffers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
@@ -238,11 +249,13 @@ def attribute(module: nn.Module, path: str) -> Any:
 
 def copied_constants(graph: fx.GraphModule) -> None:
     """Give the graph tensors of its own in place of those that it shares with the model."""
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for module in graph.modules():
         for table in (module._parameters, module._buffers):
             for key, tensor in table.items():
                 if tensor is not None:
-                    if id(tensor) not in memo:
-                        memo[id(tensor)] = copy.deepcopy(tensor.detach())
-                    table[key] = memo[id(tensor)] if table is module._buffers else nn.Parameter(memo[id(tensor)], False)
+                    same = tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device)
+                    known: Any = same if tensor.numel() else id(tensor)  # one tensor for each use of a shared weight
+                    if known not in memo:
+                        memo[known] = copy.deepcopy(tensor.detach())
+                    table[key] = memo[known] if table is module._buffers else nn.Parameter(memo[known], False)

@@ -59,6 +59,10 @@ class Fused(nn.Module):
         """The same layer with its weight held dense; itself where it is."""
         return self if self.weight is not None else self._like(self.dense_weight(), (None, None, None, None, self.bias))
 
+    def with_weight_of(self, other: "Fused") -> "Fused":
+        """This layer with the sparse weight of another."""
+        return self._like(None, (other.values, other.row_offsets, other.columns, other.t_row_offsets, self.bias))
+
     def _like(self, weight: Tensor | None, parts: tuple[Tensor | None, ...]) -> "Fused":
         """This layer with other tensors: the dense weight, or the parts of a sparse one, and the bias."""
         layer = type(self).__new__(type(self))

@@ -56,6 +56,7 @@ def optimize_for_inference(
         fuse.fuse(graph)
         capture.copied_constants(graph)
         dense_bytes = network.tensor_bytes(swap.densify(model) if any(swap.sparse_layers(model)) else model)
+        graph.meta["dtypes"] = {t.dtype for t in (*graph.parameters(), *graph.buffers())}
         cast(graph, DTYPES[dtype])
         _lie_as(graph, wanted)
         result = build(graph, signature, args, kwargs, dtype, wanted, dense_bytes)
@@ -87,6 +88,7 @@ def build(
     if BATCH_LAST not in layouts["sparse, batch last"][0].values():
         del layouts["sparse, batch last"]
     floats = {leaf.dtype for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)}
+    floats |= graph.meta.get("dtypes", set())  # a model may round inside
     tolerance = TOLERANCE["bfloat16" if floats & {torch.bfloat16, torch.float16} else dtype]
     networks: dict[str, InferenceNetwork] = {}
     errors: dict[str, float] = {}
@@ -150,7 +152,10 @@ def cast(graph: fx.GraphModule, dtype: torch.dtype) -> None:
 
     Norms keep constants of float32 and more in float32.
     """
-    own = {layer.dense_weight().dtype for _, layer in fuse.layer_nodes(graph)} - {dtype}
+    own = {layer.dense_weight().dtype for _, layer in fuse.layer_nodes(graph)}
+    if not own:  # no layer of ours: what the others compute in
+        own = {t.dtype for t in (*graph.parameters(), *graph.buffers()) if t.is_floating_point()}
+    own -= {dtype}
     if not own:
         return
     # Of a float32 model, ops that ask for float32 want it; of others, ops name the model's dtype where it is created.

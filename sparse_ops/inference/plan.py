@@ -168,10 +168,11 @@ def apply(
 
     costs: what the choice goes by; measured: what the layers say of it.
     """
+    made: dict[Any, tuple[Fused, Fused]] = {}
     for node, layer in layer_nodes(graph):
         cost, last = costs[node.name], layouts[node.name] == BATCH_LAST
         sparse = last or cost.sparse < cost.dense
-        chosen = layer.to_sparse() if sparse else layer.to_dense()
+        chosen = _sparse(layer, made) if sparse else layer.to_dense()
         chosen.choice = _reason(measured[node.name], sparse, last)
         graph.set_submodule(str(node.target), chosen)
     turned: dict[tuple[fx.Node, str], fx.Node] = {}
@@ -196,6 +197,17 @@ def apply(
             node.replace_input_with(source, turned[source, wanted])
     graph.graph.lint()
     graph.recompile()
+
+
+def _sparse(layer: Fused, made: dict[Any, tuple[Fused, Fused]]) -> Fused:
+    """The layer held sparse; layers that share a weight share its parts. made: dense layers, alive, and their forms."""
+    if layer.weight is None:
+        return layer
+    known = layer.weight.data_ptr(), layer.weight.dtype, layer.weight_shape, layer.weight.stride()
+    if known not in made:
+        made[known] = layer, layer.to_sparse()
+        return made[known][1]
+    return layer.with_weight_of(made[known][1])
 
 
 def _reason(cost: Costs, sparse: bool, last: bool) -> str:

@@ -82,7 +82,7 @@ class Signature:
         if self._plain is None or len(args) != len(self._plain):
             return False
         for x, own in zip(args, self._plain, strict=True):
-            if type(x) is not Tensor or x.shape != own.shape or x.dtype != own.dtype:
+            if type(x) is not Tensor or x.shape != own.shape or x.dtype != own.dtype or not _is_plain(x):
                 return False
         return True
 
@@ -147,6 +147,11 @@ class Signature:
     def _tensor(self, name: str, x: Any, own: Expected, batches: dict[str, int]) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError(f"argument {name} is {describe(x)}, this network is for {own}")
+        if not _is_plain(x):
+            what = "meta" if x.is_meta else "mkldnn" if x.is_mkldnn else str(x.layout).removeprefix("torch.")
+            raise TypeError(
+                f"argument {name} is a tensor of layout {what}, this network is for plain (strided) tensors"
+            )
         shape, free = tuple(x.shape), self.least_batch is not None
         if len(shape) != len(own.shape) or (shape[1:] != own.shape[1:] if free else shape != own.shape):
             wanted: Any = ("any number", *own.shape[1:]) if free else own.shape
@@ -165,6 +170,10 @@ class Signature:
         if whole and torch.promote_types(x.dtype, own.dtype) == own.dtype and not own.dtype.is_floating_point:
             return x.to(own.dtype)
         raise TypeError(f"argument {name} is {describe(x)}, this network is for {own}")
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.layout is torch.strided and not (x.is_mkldnn or x.is_meta)
 
 
 def describe(value: Any) -> str:

@@ -159,3 +159,59 @@ def test_holds_no_weight_of_attention_twice(forms):
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     report = optimize_for_inference(model, torch.randn(2, 3, 16)).report()
     assert report.bytes == report.dense_bytes
+
+
+def test_padded_positions_of_an_encoder_are_those_of_torch_with_gradients():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True).eval()
+    x, padding = torch.randn(3, 6, 16), torch.zeros(3, 6, dtype=torch.bool)
+    padding[:, 4:] = True
+    network = optimize_for_inference(model, {"src": x, "src_key_padding_mask": padding})
+    with torch.enable_grad():
+        expected = model(x, src_key_padding_mask=padding)
+    assert_close(network(src=x, src_key_padding_mask=padding), expected.detach(), 1e-5)
+
+
+class Unrolled(nn.Module):
+    """One weight used at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        for _ in range(6):
+            x = torch.tanh(self.inner(x))
+        return self.outer(x)
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_a_weight_used_often_is_held_once(form, forms):
+    forms(form)
+    model = prune(Unrolled()).eval()
+    x = torch.randn(4, 64)
+    network = optimize_for_inference(model, x)
+    assert_close(network(x), call(model, x), 1e-5)
+    report = network.report()
+    assert len(report.layers) == 7 and report.bytes <= report.dense_bytes * (1 if form == "dense" else 0.35)
+
+
+def test_a_model_that_rounds_inside_may_differ_by_its_rounding():
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(128, 256).bfloat16(), nn.Linear(256, 128)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x.bfloat16())).float())
+
+    torch.manual_seed(0)
+    assert 1e-3 < optimize_for_inference(Inside().eval(), torch.randn(8, 128)).report().error < 0.05
+
+
+def test_dtype_holds_for_models_without_a_layer_of_ours():
+    model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3)).eval()
+    x = torch.randn(2, 4, 20)
+    network = optimize_for_inference(model, x, dtype="bfloat16")
+    assert {t.dtype for t in network.graph.parameters()} == {torch.bfloat16} and network(x).dtype == torch.float32
+    assert_close(network(x), call(model, x), 0.05)

@@ -214,3 +214,10 @@ def test_a_model_masked_by_torch_becomes_sparse_under_its_names(forms):
     network = optimize_for_inference(model, x)
     assert [(name, layer.sparse_form) for name, layer in network.layers()] == [("0", True), ("2", True)]
     assert_close(network(x), model(x).detach(), 1e-5)
+
+
+def test_tensors_that_are_not_strided_are_refused_by_name():
+    network = optimize_for_inference(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    for made, name in ((torch.Tensor.to_sparse, "sparse_coo"), (torch.Tensor.to_mkldnn, "mkldnn")):
+        with pytest.raises(TypeError, match=f"argument input is a tensor of layout {name}"):
+            network(made(torch.randn(2, 4)))
