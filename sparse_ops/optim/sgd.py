@@ -12,6 +12,7 @@ from sparse_ops import launch
 from sparse_ops.ops.bound_sgd import BoundSgd
 from sparse_ops.ops.regularized_sgd import regularized_sgd_
 from sparse_ops.optim.fused import Bucket, SweepInside, check_numbers, in_storage_of
+from sparse_ops.optim.sweep import ForgetAdded
 
 UNBEGUN = "unbegun"  # on CUDA: 1 while the device has skipped every step of a momentum_buffer, else 0
 
@@ -54,6 +55,11 @@ class SGD(SweepInside, torch.optim.SGD):
     Under GradScaler the step unscales and skips by itself. state_dtype=torch.float32 keeps the momentum of
     half-precision parameters in float32 (default: the parameter's dtype); a loaded state keeps the precision it was
     saved in. ValueError for differentiable=True and for sparse gradients.
+
+    On the CPU a group with momentum that is updated whole is bound: C++ keeps its parameters and momenta, so that a
+    step hands over the gradients alone. Python's garbage collector does not see them there: parameters with attributes
+    or hooks, which may refer to the optimiser, are not bound. That is looked at once: an attribute or a hook that is
+    put on a bound parameter later and refers to the optimiser keeps both alive.
     """
 
     def __init__(
@@ -141,6 +147,8 @@ class SGD(SweepInside, torch.optim.SGD):
         everything = len(params) == len(group["params"]) and params[0].device.type == "cpu"
         if not everything or self._refusals >= 3 or not self._may_bind(params):  # gradients lie otherwise each time
             return
+        if any(map(_may_refer, params)):
+            return
         buffers = in_storage_of(params, states, "momentum_buffer")
         operands = None if self.sweep is None else self.sweep.operands(params)
         bound = BoundSgd(params, buffers, bucket.masks, bucket.groups, bucket.scopes)
@@ -207,6 +215,14 @@ class SGD(SweepInside, torch.optim.SGD):
                 buffer = None if state[UNBEGUN].item() else state["momentum_buffer"]
                 states[index] = {k: v for k, v in state.items() if k != UNBEGUN} | {"momentum_buffer": buffer}
         return packed | {"state": states}
+
+
+def _may_refer(p: Tensor) -> bool:
+    """True where Python hangs on a parameter what may refer to its optimiser: in C++ nobody would find the cycle."""
+    after: dict[int, Any] | None = p._post_accumulate_grad_hooks
+    return bool(
+        p.__dict__ or p._backward_hooks or (after and not all(isinstance(hook, ForgetAdded) for hook in after.values()))
+    )
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, Any]:

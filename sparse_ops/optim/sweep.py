@@ -3,6 +3,7 @@
 import math
 import operator
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,18 @@ class StepHooks(NamedTuple):
 
     before: Callable[[], bool]
     after: Callable[[], None]
+
+
+class ForgetAdded:
+    """The hook that a sweep puts on its weights until their next backward; it keeps nothing alive."""
+
+    def __init__(self, sweep: "Sweep") -> None:
+        self._sweep = weakref.ref(sweep)
+
+    def __call__(self, _: Tensor) -> None:
+        sweep = self._sweep()
+        if sweep is not None:
+            sweep.forget_added()
 
 
 class Sweep:
@@ -308,9 +321,8 @@ class Sweep:
         self.join_gradients(grad_scale)
         if not self._added:
             self._added = True
-            self._until_backward = [
-                w.register_post_accumulate_grad_hook(lambda _: self.forget_added()) for w in self.weights.values()
-            ]
+            forget = ForgetAdded(self)
+            self._until_backward = [w.register_post_accumulate_grad_hook(forget) for w in self.weights.values()]
 
     def join_gradients(self, grad_scale: Tensor | None = None) -> None:
         """Add the penalty to .grad where it is not yet, and zero what the masks prune."""

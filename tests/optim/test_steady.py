@@ -302,3 +302,53 @@ def test_parameters_that_conversions_swap_are_not_bound():
     step(optimizer, 4)
     step(optimizer, 5)
     assert optimizer._steady
+
+
+def refer_by_attribute(p, optimizer):
+    p.owner = optimizer
+
+
+def refer_by_gradient_hook(p, optimizer):
+    p.register_hook(lambda grad: (optimizer, grad)[1])
+
+
+@pytest.mark.parametrize("refer", [refer_by_attribute, refer_by_gradient_hook])
+def test_parameters_that_refer_to_the_optimiser_are_freed(refer):
+    optimizer = made(True)
+    for p in parameters(optimizer):
+        refer(p, optimizer)
+    for seed in range(5):
+        step(optimizer, seed)
+    assert not optimizer._steady
+    seen = weakref.ref(parameters(optimizer)[0])
+    del optimizer, p
+    gc.collect()
+    assert seen() is None
+
+
+def test_parameters_with_a_hook_after_accumulation_are_not_bound():
+    optimizer = made(True)
+    handle = parameters(optimizer)[0].register_post_accumulate_grad_hook(lambda _: None)
+    for seed in range(4):
+        step(optimizer, seed)
+    assert not optimizer._steady
+    handle.remove()
+    step(optimizer, 4)
+    assert optimizer._steady
+
+
+def test_a_penalty_added_before_the_step_is_bound_and_freed():
+    """The sweep's own hooks, which last from that call to the next backward, are no reference to the optimiser."""
+    optimizer = made(True, penalty="hypersparse")
+    for _ in range(5):
+        for p in parameters(optimizer):
+            p.grad = torch.ones_like(p)
+        optimizer.sweep.add_penalty_grad_()
+        optimizer.step()
+        bound = [steady.bound for steady in optimizer._steady.values()]
+    assert bound
+    optimizer.sweep.add_penalty_grad_()
+    seen = weakref.ref(parameters(optimizer)[0])
+    del optimizer, p, bound
+    gc.collect()
+    assert seen() is None
