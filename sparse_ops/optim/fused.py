@@ -198,11 +198,15 @@ class SweepInside(torch.optim.Optimizer):
             return loss
         if self.sweep is not None and not self.sweep.begin_step():
             return loss
+        self._before_update()
         updated = [p for group in self.param_groups for p in self._update(group)]
         if self.sweep is not None:
             self.sweep.observe(without=updated)
             self.sweep.finish()
         return loss
+
+    def _before_update(self) -> None:
+        """Once in a step, before its groups."""
 
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
         """Update the parameters of one group that have a gradient, and name them."""

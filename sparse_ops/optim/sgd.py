@@ -101,7 +101,14 @@ class SGD(SweepInside, torch.optim.SGD):
     def _unbind(self) -> None:
         """Forget what is bound in C++; nothing of it is copied, pickled or loaded."""
         self._steady: dict[int, Steady] = {}  # by the ids of the groups
+        self._seen_groups: list[int] = []  # their ids at the last step
         self._refusals = 0
+
+    def _before_update(self) -> None:
+        seen = list(map(id, self.param_groups))
+        if seen != self._seen_groups:  # what a removed group has bound would be kept for ever
+            self._steady = {group: steady for group, steady in self._steady.items() if group in seen}
+            self._seen_groups = seen
 
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
         return self._steady_update(group) or self._any_update(group)

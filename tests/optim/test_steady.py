@@ -352,3 +352,46 @@ def test_a_penalty_added_before_the_step_is_bound_and_freed():
     del optimizer, p, bound
     gc.collect()
     assert seen() is None
+
+
+def test_a_removed_group_is_released_at_the_next_step():
+    optimizer = made(True, groups=2)
+    for seed in range(3):
+        step(optimizer, seed)
+    assert len(optimizer._steady) == 2
+    removed = optimizer.param_groups.pop()
+    seen = [weakref.ref(p) for p in removed["params"]]
+    seen += [weakref.ref(optimizer.state.pop(p)["momentum_buffer"]) for p in removed["params"]]
+    del removed
+    step(optimizer, 3)
+    gc.collect()
+    assert len(optimizer._steady) == 1 and all(ref() is None for ref in seen)
+
+
+def test_a_group_that_replaces_another_releases_it():
+    optimizer = made(True, groups=2)
+    for seed in range(3):
+        step(optimizer, seed)
+    seen = [weakref.ref(p) for p in optimizer.param_groups[1]["params"]]
+    for p in optimizer.param_groups.pop()["params"]:
+        del optimizer.state[p]
+    del p
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(5))]})
+    for q in parameters(optimizer):
+        q.grad = None
+    optimizer.step()
+    gc.collect()
+    assert all(ref() is None for ref in seen)
+
+
+def test_a_cleared_state_is_released_at_the_next_step():
+    optimizer = made(True)
+    for seed in range(3):
+        step(optimizer, seed)
+    assert optimizer._steady
+    seen = [weakref.ref(optimizer.state[p]["momentum_buffer"]) for p in parameters(optimizer)]
+    optimizer.state.clear()
+    optimizer.zero_grad()
+    optimizer.step()
+    gc.collect()
+    assert not optimizer._steady and all(ref() is None for ref in seen)
