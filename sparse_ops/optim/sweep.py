@@ -251,8 +251,9 @@ class Sweep:
             names = [self._names.get(p) for p in params]
             scopes = [-1 if name is None else self.scopes[name] for name in names]
             found = scopes, self._masks.operands(names, params), self._groups.operands(names, params)
-            if len(self._operands) >= 16:
-                self._operands.clear()
+            groups = 0 if self.optimizer is None else len(self.optimizer.param_groups)
+            while len(self._operands) >= 16 + 2 * groups:  # lists that differ from step to step are not kept for ever
+                del self._operands[next(iter(self._operands))]
             self._operands[key] = list(params), found
         return found
 

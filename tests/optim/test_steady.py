@@ -373,9 +373,9 @@ def test_a_group_that_replaces_another_releases_it():
     for seed in range(3):
         step(optimizer, seed)
     seen = [weakref.ref(p) for p in optimizer.param_groups[1]["params"]]
-    for p in optimizer.param_groups.pop()["params"]:
-        del optimizer.state[p]
-    del p
+    removed = optimizer.param_groups.pop()  # kept, so that its id is not used again
+    while removed["params"]:
+        del optimizer.state[removed["params"].pop()]
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(5))]})
     for q in parameters(optimizer):
         q.grad = None
@@ -395,3 +395,32 @@ def test_a_cleared_state_is_released_at_the_next_step():
     optimizer.step()
     gc.collect()
     assert not optimizer._steady and all(ref() is None for ref in seen)
+
+
+def test_more_groups_than_a_sweep_remembers_otherwise_stay_bound():
+    rng = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(8, 8, generator=rng)) for _ in range(40)]
+    optimizer = optim.SGD([{"params": [p]} for p in params], lr=0.1, momentum=0.9)
+    sweep = Sweep({f"w{i}": p for i, p in enumerate(params)})
+    sweep.track(0.9)
+    sweep.set_penalty("hypersparse", 1e-3)
+    attach(optimizer, sweep)
+    for seed in range(3):
+        step(optimizer, seed)
+    bound = [steady.bound for steady in optimizer._steady.values()]
+    for seed in range(3, 6):
+        step(optimizer, seed)
+    assert len(bound) == 40
+    assert all(steady.bound is kept for steady, kept in zip(optimizer._steady.values(), bound, strict=True))
+
+
+def test_a_sweep_remembers_no_more_lists_than_can_be_in_use():
+    optimizer = made(True, penalty="l2")
+    sweep = optimizer.sweep
+    params = parameters(optimizer)
+    for seed in range(100):
+        sweep.operands(params[: 1 + seed % 4] * (1 + seed // 4))
+    assert len(sweep._operands) < 32
+    latest = sweep.operands(params)
+    sweep.operands(params[:1])
+    assert sweep.operands(params) is latest
