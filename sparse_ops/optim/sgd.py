@@ -102,12 +102,13 @@ class SGD(SweepInside, torch.optim.SGD):
         """Forget what is bound in C++; nothing of it is copied, pickled or loaded."""
         self._steady: dict[int, Steady] = {}  # by the ids of the groups
         self._seen_groups: list[int] = []  # their ids at the last step
-        self._refusals = 0
+        self._tries: dict[int, int] = {}  # by these ids: how often it might have been bound since its last steady step
 
     def _before_update(self) -> None:
         seen = list(map(id, self.param_groups))
         if seen != self._seen_groups:  # what a removed group has bound would be kept for ever
             self._steady = {group: steady for group, steady in self._steady.items() if group in seen}
+            self._tries = {group: tries for group, tries in self._tries.items() if group in seen}
             self._seen_groups = seen
 
     def _update(self, group: dict[str, Any]) -> list[Tensor]:
@@ -134,9 +135,9 @@ class SGD(SweepInside, torch.optim.SGD):
             grad_scale=self._on(_CPU, "grad_scale"),
             found_inf=self._on(_CPU, "found_inf"),
         ):
-            self._refusals += 1
             return []
         self._steady[id(group)] = steady
+        self._tries[id(group)] = 0
         return params
 
     def _may_bind(self, params: list[Tensor]) -> bool:
@@ -152,9 +153,10 @@ class SGD(SweepInside, torch.optim.SGD):
         """Remember a group whose parameters one call on the CPU has updated, for the next step."""
         params, states = bucket.params, bucket.states
         everything = len(params) == len(group["params"]) and params[0].device.type == "cpu"
-        if not everything or self._refusals >= 3 or not self._may_bind(params):  # gradients lie otherwise each time
+        if not everything or not self._may_bind(params) or any(map(_may_refer, params)):
             return
-        if any(map(_may_refer, params)):
+        tries = self._tries[id(group)] = self._tries.get(id(group), 0) + 1
+        if tries > 3 and tries % 64:  # gradients that lie otherwise each time, masks that change at each step
             return
         buffers = in_storage_of(params, states, "momentum_buffer")
         operands = None if self.sweep is None else self.sweep.operands(params)

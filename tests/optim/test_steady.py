@@ -424,3 +424,42 @@ def test_a_sweep_remembers_no_more_lists_than_can_be_in_use():
     latest = sweep.operands(params)
     sweep.operands(params[:1])
     assert sweep.operands(params) is latest
+
+
+def test_one_group_of_odd_gradients_leaves_the_others_bound():
+    a = made(True, groups=2)
+    for seed in range(12):
+        rng = torch.Generator().manual_seed(seed)
+        for p in parameters(a):
+            p.grad = torch.randn(p.shape, generator=rng)
+        odd = next(p for p in parameters(a) if p.dim() == 4)
+        odd.grad = odd.grad.to(memory_format=torch.channels_last)
+        a.step()
+    assert [id(group) in a._steady for group in a.param_groups] == [True, False]
+
+
+def test_odd_gradients_now_and_then_do_not_end_it():
+    a, b = made(True), made(False)
+    for optimizer in (a, b):
+        odd = parameters(optimizer)[3]
+        for seed in range(20):
+            rng = torch.Generator().manual_seed(seed)
+            for p in parameters(optimizer):
+                p.grad = torch.randn(p.shape, generator=rng)
+            if seed % 4 == 3:
+                odd.grad = odd.grad.to(memory_format=torch.channels_last)
+            optimizer.step()
+    assert a._steady
+    assert_same(a, b)
+
+
+def test_odd_gradients_that_end_are_found_out():
+    a = made(True)
+    for seed in range(100):
+        rng = torch.Generator().manual_seed(seed)
+        for p in parameters(a):
+            p.grad = torch.randn(p.shape, generator=rng)
+        if seed < 10:
+            parameters(a)[3].grad = parameters(a)[3].grad.to(memory_format=torch.channels_last)
+        a.step()
+    assert a._steady
