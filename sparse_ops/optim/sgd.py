@@ -59,7 +59,7 @@ class SGD(SweepInside, torch.optim.SGD):
     On the CPU a group with momentum that is updated whole is bound: C++ keeps its parameters and momenta, so that a
     step hands over the gradients alone. Python's garbage collector does not see them there: parameters with attributes
     or hooks, which may refer to the optimiser, are not bound. That is looked at once: an attribute or a hook that is
-    put on a bound parameter later and refers to the optimiser keeps both alive.
+    put on a bound parameter later and refers to the optimiser keeps both alive, until `release()`.
     """
 
     def __init__(
@@ -92,14 +92,19 @@ class SGD(SweepInside, torch.optim.SGD):
             fused=fused,
         )
         self._keep_state_in(state_dtype)
-        self._unbind()
+        self.release()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._unbind()
+        self.release()
 
-    def _unbind(self) -> None:
-        """Forget what is bound in C++; nothing of it is copied, pickled or loaded."""
+    def release(self) -> None:
+        """Let go of the parameters and momenta that C++ keeps; the next step binds them again.
+
+        For `torch.utils.swap_tensors` and conversions under `torch.__future__.set_swap_module_params_on_conversion`,
+        which refuse tensors with a second owner, and to free at once what was removed from the groups or the state:
+        else the next step does. Copies, pickles and loaded states start like this.
+        """
         self._steady: dict[int, Steady] = {}  # by the ids of the groups
         self._seen_groups: list[int] = []  # their ids at the last step
         self._tries: dict[int, int] = {}  # by these ids: how often it might have been bound since its last steady step

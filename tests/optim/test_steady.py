@@ -123,7 +123,7 @@ def other_parameter(optimizer):
 def swap(optimizer):
     p = parameters(optimizer)[1]
     q = nn.Parameter(torch.ones_like(p))
-    optimizer._unbind()
+    optimizer.release()
     torch.utils.swap_tensors(p, q)
 
 
@@ -463,3 +463,38 @@ def test_odd_gradients_that_end_are_found_out():
             parameters(a)[3].grad = parameters(a)[3].grad.to(memory_format=torch.channels_last)
         a.step()
     assert a._steady
+
+
+def test_after_release_a_module_is_converted_by_swapping_and_bound_again():
+    model = nn.Linear(4, 4)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for seed in range(4):
+        step(optimizer, seed)
+    assert optimizer._steady
+    optimizer.zero_grad()
+    optimizer.release()
+    assert not optimizer._steady
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to(torch.float64)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert model.weight.dtype == torch.float64
+    for seed in range(4, 7):
+        step(optimizer, seed)
+    assert optimizer._steady
+
+
+def test_after_release_tensors_may_be_swapped():
+    optimizer = made(True)
+    for seed in range(3):
+        step(optimizer, seed)
+    first = parameters(optimizer)[0]
+    first.grad = None
+    with pytest.raises(RuntimeError, match="use_count|swap"):
+        torch.utils.swap_tensors(first, nn.Parameter(torch.ones(6, 6)))
+    optimizer.release()
+    torch.utils.swap_tensors(first, nn.Parameter(torch.ones(6, 6)))
+    assert torch.equal(first, torch.ones(6, 6))
+    step(optimizer, 3)
+    assert optimizer._steady
