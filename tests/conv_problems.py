@@ -44,7 +44,9 @@ SHAPES = {
     "demo": Shape(20, 12, 9, (8, 8)),
     "tiny image": Shape(17, 6, 5, (2, 2)),
     "one image in bands": Shape(1, 5, 4, (31, 18)),
-    "panels": Shape(3, 80, 3, (12, 60)),
+    "panels": Shape(3, 80, 3, (6, 151)),
+    "panels of the gradient": Shape(1, 60, 80, (4, 301), stride=(1, 2)),
+    "panels of one row": Shape(16, 130, 3, (12, 25), (1, 1), padding=(0, 0)),
     "deep and small": Shape(18, 300, 4, (7, 7)),
     "stride": Shape(5, 4, 6, (15, 14), stride=(2, 3), padding=(1, 2)),
     "stride beyond kernel": Shape(4, 6, 4, (11, 9), (1, 1), stride=(2, 2), padding=(0, 0)),
@@ -52,6 +54,7 @@ SHAPES = {
     "groups": Shape(6, 12, 8, (9, 6), groups=4),
     "depthwise": Shape(2, 7, 14, (10, 10), groups=7),
     "more groups than taps": Shape(3, 8, 8, (5, 4), (1, 1), padding=(0, 0), groups=4),
+    "pixels in groups": Shape(3, 6, 9, (8, 9), (1, 1), padding=(0, 0), groups=3),
     "stem": Shape(2, 3, 8, (40, 37), (7, 7), stride=(2, 2), padding=(3, 3)),
     "patches": Shape(2, 3, 5, (16, 16), (4, 4), stride=(4, 4), padding=(0, 0)),
     "output of one pixel": Shape(5, 3, 4, (5, 3), (5, 3), padding=(0, 0)),
@@ -60,7 +63,7 @@ SHAPES = {
     "no images": Shape(0, 4, 5, (6, 6)),
 }
 
-FEW = ["demo", "one image in bands", "groups", "stride", "stem"]
+FEW = ["demo", "one image in bands", "groups", "stride", "stem", "pixels in groups"]
 EVERY = [pytest.param(shape, torch.float32, id=name) for name, shape in SHAPES.items()]
 EVERY += [pytest.param(SHAPES[name], dtype, id=f"{name}-{dtype}") for dtype in DTYPES[1:] for name in FEW]
 

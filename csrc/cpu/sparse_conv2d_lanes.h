@@ -22,7 +22,7 @@ struct ConvWindow {
 };
 
 // Slots of cpu/scratch.h, one for each purpose.
-enum ConvScratch { kConvSlab = 40, kConvOut, kConvRow, kConvStarts, kConvEntries, kConvBias };
+enum ConvScratch { kConvSlab = 40, kConvOut, kConvRow, kConvStarts, kConvEntries, kConvBias, kConvPartial };
 
 // Fill slab (n, rows, cols, lanes) with channels first_channel .. + n of the window; zero outside of the images and in
 // empty lanes.

@@ -8,6 +8,7 @@
 #include "sparse_conv2d_geometry.h"
 #include "sparse_conv2d_lanes.h"
 #include "sparse_conv2d_weight.h"
+#include "sparse_conv2d_weight_grad_batch_last.h"
 
 #define SPARSE_OPS_BODY "cpu/sparse_conv2d_weight_grad_body.h"
 #include "../foreach_isa.h"
@@ -38,6 +39,8 @@ std::vector<Span> spans(const ConvAxis& axis, int64_t n, bool whole) {
 template <typename T>
 void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets, const int32_t* columns, T* dvalues,
           int64_t groups, const ConvAxis& h, const ConvAxis& w) {
+  if (x.layout == ConvLayout::batch_last)
+    return conv_weight_grad_batch_last(x, dy, row_offsets, columns, dvalues, groups, h, w);
   using A = Accumulator<T>;
   constexpr int64_t kLanes = 64 / sizeof(A), kMostSegments = 8;
   const int64_t rows = dy.channels, nnz = row_offsets[rows], taps = h.kernel * w.kernel;

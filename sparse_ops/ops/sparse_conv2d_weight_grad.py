@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from sparse_ops import extension, launch
+from sparse_ops.layouts import is_batch_last
 from sparse_ops.ops import conv_operands as operands
+from sparse_ops.ops import to_layout
 from sparse_ops.reference import sparse_conv2d_weight_grad as reference
 
 NAME = "sparse_conv2d_weight_grad"
@@ -53,8 +55,9 @@ def _weight_grad(x: Tensor, dy: Tensor, *arguments: Any) -> Tensor:
     x, dy = operands.dense_in_memory(x), operands.dense_in_memory(dy)
     match launch.backend(x.device):
         case "native":
-            x, dy = (t.contiguous() if operands.layout(t) == 2 else t for t in (x, dy))
+            x, dy = _together(x, dy)
             layouts = operands.layout(x), operands.layout(dy)
+            layouts = (2, 2) if 2 in layouts else layouts
             extension.native().sparse_conv2d_weight_grad(x, dy, row_offsets, columns, dvalues, *window, *layouts)
         case "triton":
             from sparse_ops.kernels import sparse_conv2d_weight_grad as kernel
@@ -64,6 +67,15 @@ def _weight_grad(x: Tensor, dy: Tensor, *arguments: Any) -> Tensor:
         case "reference":
             dvalues.copy_(reference.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, *window))
     return dvalues
+
+
+def _together(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Where one is batch-last only, the other is turned to it: the kernel takes both so, or neither."""
+    if operands.layout(x) == 2 and not is_batch_last(dy):
+        dy = to_layout.to_layout(dy, "batch_last")
+    elif operands.layout(dy) == 2 and not is_batch_last(x):
+        x = to_layout.to_layout(x, "batch_last")
+    return x, dy
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

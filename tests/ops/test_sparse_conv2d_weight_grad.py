@@ -1,8 +1,22 @@
 """sparse_conv2d_weight_grad against the gradient of torch.nn.functional.conv2d in float64."""
 
+import itertools
+
 import pytest
 import torch
-from conv_problems import DTYPES, EVERY, LAYOUTS, NO_VALUES, SHAPES, Poisoned, Problem, Shape, interpretable, shared
+from conv_problems import (
+    DTYPES,
+    EVERY,
+    LAYOUT_OF,
+    LAYOUTS,
+    NO_VALUES,
+    SHAPES,
+    Poisoned,
+    Problem,
+    Shape,
+    interpretable,
+    shared,
+)
 
 import sparse_ops.ops.sparse_conv2d  # noqa: F401  its op is the gradient's gradient
 from sparse_ops.ops.sparse_conv2d_weight_grad import sparse_conv2d_weight_grad
@@ -31,6 +45,23 @@ def test_every_instruction_set(shape, dtype, layout, isa):
     check(shared(shape, dtype, layout=layout))
 
 
+@pytest.mark.parametrize("name", ["demo", "groups", "panels of one row"])
+@pytest.mark.parametrize("x_layout, dy_layout", list(itertools.permutations(LAYOUT_OF, 2)))
+def test_layouts_may_differ(x_layout, dy_layout, name, device, backend):
+    interpretable(SHAPES[name], x_layout, backend, device)
+    p = Problem(SHAPES[name], device=device, layout=x_layout)
+    p.dy = LAYOUT_OF[dy_layout](p.dy)
+    check(p)
+
+
+@LAYOUTS
+def test_float32_sums_of_many_products_are_as_exact_as_those_of_few(layout, isa):
+    """Sums of a few products are added in float64: the error does not grow with the number of pixels."""
+    p = Problem(Shape(32, 2, 2, (64, 64)), density=1.0, layout=layout)
+    error = (run(p).double() - p.expected["dvalues"]).abs() / p.sizes["dvalues"]
+    assert error.max() < 4 * 2**-24
+
+
 @pytest.mark.parametrize("name", ["demo", "more groups than taps"])
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_empty_and_full_patterns(density, name, device, backend):
@@ -46,11 +77,12 @@ def test_no_value_in_every_instruction_set(dtype, shape, layout, isa):
     check(p)
 
 
-def test_same_bits_for_any_number_of_threads(isa):
+@LAYOUTS
+def test_same_bits_for_any_number_of_threads(layout, isa):
     threads = torch.get_num_threads()
     try:
         for name in ("demo", "panels", "deep and small"):
-            p = shared(SHAPES[name])
+            p = shared(SHAPES[name], layout=layout)
             results = []
             for n in (1, 2, 5):
                 torch.set_num_threads(n)
