@@ -78,33 +78,42 @@ def plot(records: Iterable[Record], picture: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     rows = best(records)
-    several = len({(row["threads"], row["work"], row["mask"]) for row in rows}) > 1
+    panels: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
     for row in rows:
-        name = row["shape"]
-        if several:
-            name += f" {row['work']}, {row['mask']}, {row['threads']} thread(s)"
-        series.setdefault((name, row["line"]), []).append((row["sparsity"], row["speedup"]))
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    names = list(dict.fromkeys(name for name, _ in series))
-    for (name, line), unordered in series.items():
-        points = sorted(unordered)
-        color = f"C{names.index(name) % 10}"
-        style = {"linestyle": "-", "marker": "o"} if line == "any dtype" else {"linestyle": "--", "marker": "."}
-        even = break_even(points)
-        label = f"{name}, {line}" + ("" if even is None else f" (even at {even:.0%})")
-        axes.plot([1 / (1 - s) for s, _ in points], [v for _, v in points], color=color, label=label, **style)
-        if even is not None:
-            axes.plot([1 / (1 - even)], [1], marker="X", markersize=10, color=color, linestyle="none")
-    axes.axhline(1, color="black", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="zeros, %", ylabel="times faster than the best dense contender")
+        panel = f"{row['work']}, {row['mask']} masks, {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        series = panels.setdefault(panel, {})
+        series.setdefault((row["shape"], row["line"]), []).append((row["sparsity"], row["speedup"]))
+    names = list(dict.fromkeys(row["shape"] for row in rows))
     measured = sorted({row["sparsity"] for row in rows})
-    axes.set_xticks([1 / (1 - s) for s in measured], [f"{100 * s:.3g}" for s in measured])
-    axes.set_xticks([], minor=True)
-    axes.set_title(title)
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend(fontsize=7)
+    height = 5 + 0.2 * -(-len(names) // 3)
+    figure, grid = pyplot.subplots(1, len(panels), figsize=(1 + 5.5 * len(panels), height), squeeze=False, sharey=True)
+    handles: dict[str, Any] = {}
+    for axes, (panel, series) in zip(grid[0], panels.items(), strict=True):
+        for (name, line), unordered in series.items():
+            points = sorted(unordered)
+            at, color = names.index(name), f"C{names.index(name) % 10}"
+            marker = "osDv^<>*hX"[at // 10 % 10]
+            style = "-" if line == "any dtype" else "--"
+            places, values = [1 / (1 - s) for s, _ in points], [v for _, v in points]
+            (drawn,) = axes.plot(places, values, color=color, linestyle=style, marker=marker, markersize=5)
+            if line == "any dtype" or name not in handles:
+                handles[name] = drawn
+            if (even := break_even(points)) is not None:
+                axes.plot([1 / (1 - even)], [1], marker="X", markersize=11, color=color, linestyle="none")
+                axes.annotate(
+                    f"{even:.0%}", (1 / (1 - even), 1), fontsize=7, xytext=(4, -10), textcoords="offset points"
+                )
+        axes.axhline(1, color="black", linewidth=1)
+        axes.set(xscale="log", yscale="log", xlabel="zeros, %", title=panel)
+        axes.set_xticks([1 / (1 - s) for s in measured], [f"{100 * s:.3g}" for s in measured])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        axes.grid(True, which="both", alpha=0.3)
+    grid[0][0].set_ylabel("times faster than the best dense contender")
+    figure.suptitle(f"{title}\nsolid: of any dtype, dashed: float32; X: as fast as dense")
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, fontsize=7)
+    figure.tight_layout(rect=(0, (0.3 + 0.2 * -(-len(names) // 3)) / height, 1, 1))
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
     pyplot.close(figure)
