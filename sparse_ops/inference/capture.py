@@ -136,7 +136,8 @@ def run_twice(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     with choice._evaluating(model), torch.no_grad(), _plain_attention():
         try:
             for _ in range(2):
-                results.append(model(*args, **kwargs))
+                own_args, own_kwargs = cloned((args, kwargs))  # the model may change its input
+                results.append(model(*own_args, **own_kwargs))
                 if changed := _restore(model, buffers):
                     raise ValueError(
                         f"{WHAT}: the model changes its buffer {changed[0]!r} in forward; a network for inference has "
@@ -158,6 +159,11 @@ def run_twice(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             "random numbers: there is nothing to compare the network with"
         )
     return results[0]
+
+
+def cloned(value: Any) -> Any:
+    """The same structure with copies of its tensors."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
 
 
 @contextmanager

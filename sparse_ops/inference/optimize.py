@@ -48,7 +48,7 @@ def optimize_for_inference(
             "optimize_for_inference: model is what it returned already: call it, or optimise the model it was made from"
         )
     parametrized.refuse("optimize_for_inference", model)
-    args, kwargs = capture.arguments(example, model)
+    args, kwargs = capture.cloned(capture.arguments(example, model))
     with network.without_autocast():
         wanted = capture.run_twice(model, args, kwargs)
         graph = capture.capture(model, args, kwargs)
@@ -76,7 +76,8 @@ def build(
 ) -> InferenceNetwork:
     """The quickest network of a fused graph whose layers are all plain; `wanted` is what it has to compute."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    seen = plan.record(graph, args, kwargs)
+    own_args, own_kwargs = capture.cloned((args, kwargs))  # the network may change its input
+    seen = plan.record(graph, own_args, own_kwargs)
     costs = plan.measure(graph, seen)
     layouts = {
         "dense": (dict.fromkeys(seen, PLAIN), {name: _dense_only(c) for name, c in costs.items()}),
@@ -96,13 +97,15 @@ def build(
         variant = _copy(graph)
         plan.apply(variant, chosen, prices, seen, costs)
         networks[name] = InferenceNetwork(variant, signature, None)
-        errors[name] = difference(networks[name](*args, **kwargs), wanted)
+        own_args, own_kwargs = capture.cloned((args, kwargs))
+        errors[name] = difference(networks[name](*own_args, **own_kwargs), wanted)
         if not errors[name] <= tolerance:
             raise RuntimeError(
                 f"optimize_for_inference: the network as {name} differs from the model by {errors[name]:.2g} of its "
                 "largest output, more than rounding does; this is an error in sparse_ops"
             )
-    ms = _times(networks, args, kwargs, tensors[0].device)
+    own_args, own_kwargs = capture.cloned((args, kwargs))
+    ms = _times(networks, own_args, own_kwargs, tensors[0].device)
     best = min(ms, key=ms.__getitem__)
     result = networks[best]
     result._recycler.clear()

@@ -215,3 +215,19 @@ def test_dtype_holds_for_models_without_a_layer_of_ours():
     network = optimize_for_inference(model, x, dtype="bfloat16")
     assert {t.dtype for t in network.graph.parameters()} == {torch.bfloat16} and network(x).dtype == torch.float32
     assert_close(network(x), call(model, x), 0.05)
+
+
+def test_a_model_that_changes_its_input_leaves_the_example_alone():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.layer(x.mul_(2))
+
+    model, x = InPlace().eval(), torch.randn(4, 8)
+    before = x.clone()
+    network = optimize_for_inference(model, x)
+    assert torch.equal(x, before)
+    assert_close(network(before.clone()), model.layer(2 * before).detach(), 1e-5)
