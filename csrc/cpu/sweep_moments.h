@@ -77,11 +77,10 @@ struct Moments<F32> {
       lost = V::add(lost, V::add(V::sub(whole, sum), u));
       whole = sum;
       const __m512 x = V::mul(scale, u), z = V::mul(x, x), z2 = V::mul(z, z);
-      const __m512 sum3 = V::fma(x, z, whole3);
-      lost3 = V::add(lost3, V::fma(x, z, V::sub(whole3, sum3)));
+      const __m512 x3 = V::mul(x, z), x5 = V::mul(x, z2), sum3 = V::add(x3, whole3);
+      lost3 = V::add(lost3, V::add(x3, V::sub(whole3, sum3)));
       whole3 = sum3;
-      const __m512 x3 = V::mul(x, z), x5 = V::mul(x, z2);
-      bits5 = _mm512_add_epi32(bits5, _mm512_castps_si512(V::fma(x, z2, half)));
+      bits5 = _mm512_add_epi32(bits5, _mm512_castps_si512(V::add(x5, half)));
       bits7 = _mm512_add_epi32(bits7, _mm512_castps_si512(V::fma(x3, z2, half)));
       bits9 = _mm512_add_epi32(bits9, _mm512_castps_si512(V::fma(x5, z2, half)));
     };
