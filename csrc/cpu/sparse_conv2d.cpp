@@ -1,6 +1,7 @@
 // Convolution of images with a sparse weight, and its input gradient: both are sums over lists of (source line, value).
 //
-// Sixteen bands of rows (whole images where they are small) lie side by side in the lanes of one slab, so that every
+// Images in users' layouts go through planes of pixels (sparse_conv2d_pixels.h) or, where these do not suit, through bands:
+// sixteen bands of rows (whole images where they are small) lie side by side in the lanes of one slab, so that every
 // multiply-add reads one aligned line whatever the stride, dilation or image width, and no lane computes junk columns.
 #include "sparse_conv2d.h"
 
@@ -14,6 +15,7 @@
 #include "scratch.h"
 #include "sparse_conv2d_batch_last.h"
 #include "sparse_conv2d_lanes.h"
+#include "sparse_conv2d_pixels.h"
 #include "sparse_conv2d_weight.h"
 
 #define SPARSE_OPS_BODY "cpu/sparse_conv2d_body.h"
@@ -52,6 +54,8 @@ void convolve(const ConvImages& source, const ConvImages& target, const ConvWeig
     std::memset(target.data, 0, elements * sizeof(T));
     return;
   }
+  if (conv_pixels_suit<T>(source, target, h, w))
+    return conv_pixels(source, target, weight, bias, addend, activation, h, w);
   const double density = static_cast<double>(nnz) / static_cast<double>(rows);
   const ConvTiling tiling = conv_tiling(h, w, target.images, source.channels, rows, density, kLanes,
                                         source.layout == ConvLayout::channels_last);

@@ -75,7 +75,7 @@ static void gather_lanes(const T* const* src, int64_t n, float* slab, int64_t st
 }
 
 template <typename T>
-static void scatter_lanes(const float* slab, int64_t stride, int64_t n, T* const* dst) {
+static inline void scatter_lanes(const float* slab, int64_t stride, int64_t n, T* const* dst) {
   for (int64_t j = 0; j < n; j += 16) {
     const int count = n - j < 16 ? static_cast<int>(n - j) : 16;
     const __mmask16 k = static_cast<__mmask16>((1u << count) - 1);
@@ -129,10 +129,10 @@ static void gather_lanes(const T* const* src, int64_t n, float* slab, int64_t st
 }
 
 template <typename T>
-static void scatter_lanes(const float* slab, int64_t stride, int64_t n, T* const* dst) {
+static inline void scatter_lanes(const float* slab, int64_t stride, int64_t n, T* const* dst) {
   scatter_plain(slab, stride, 0, n, dst);
 }
-static void scatter_lanes(const float* slab, int64_t stride, int64_t n, float* const* dst) {
+static inline void scatter_lanes(const float* slab, int64_t stride, int64_t n, float* const* dst) {
   int64_t j = 0;
   for (; j + 8 <= n; j += 8)
     for (int half = 0; half < 16; half += 8) {
@@ -149,15 +149,15 @@ static void gather_lanes(const T* const* src, int64_t n, float* slab, int64_t st
   gather_plain(src, 0, n, slab, stride);
 }
 template <typename T>
-static void scatter_lanes(const float* slab, int64_t stride, int64_t n, T* const* dst) {
+static inline void scatter_lanes(const float* slab, int64_t stride, int64_t n, T* const* dst) {
   scatter_plain(slab, stride, 0, n, dst);
 }
 #endif
 
-static void gather_lanes(const double* const* src, int64_t n, double* slab, int64_t stride) {
+static inline void gather_lanes(const double* const* src, int64_t n, double* slab, int64_t stride) {
   gather_plain(src, 0, n, slab, stride);
 }
-static void scatter_lanes(const double* slab, int64_t stride, int64_t n, double* const* dst) {
+static inline void scatter_lanes(const double* slab, int64_t stride, int64_t n, double* const* dst) {
   scatter_plain(slab, stride, 0, n, dst);
 }
 

@@ -1,0 +1,180 @@
+// Sums over planes of pixels: a line is 64 bytes of accumulators at any distance from another.
+
+#if SPARSE_OPS_AVX512
+constexpr int kVector = 64, kLines = 8;
+#elif SPARSE_OPS_AVX2
+constexpr int kVector = 32, kLines = 6;
+#else
+constexpr int kVector = 16, kLines = 3;
+#endif
+
+#include "sparse_conv2d_activation_body.h"
+#include "sparse_conv2d_lanes_body.h"
+
+template <typename A>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(kVector), may_alias));
+  typedef A unaligned __attribute__((vector_size(kVector), may_alias, aligned(sizeof(A))));
+};
+
+#if SPARSE_OPS_AVX512
+static inline __m512 compressed(__m512 x, unsigned mask) { return _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), x); }
+static inline __m512d compressed(__m512d x, unsigned mask) {
+  return _mm512_maskz_compress_pd(static_cast<__mmask8>(mask), x);
+}
+static inline __m512 loaded(const float* p, unsigned n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>(n), p); }
+static inline __m512d loaded(const double* p, unsigned n) { return _mm512_maskz_loadu_pd(static_cast<__mmask8>(n), p); }
+static inline void stored(float* p, unsigned n, __m512 x) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>(n), x); }
+static inline void stored(double* p, unsigned n, __m512d x) { _mm512_mask_storeu_pd(p, static_cast<__mmask8>(n), x); }
+#endif
+
+// The pixels of a line behind each other into out, through what is in `add` (null: nothing) and the activation.
+template <typename A>
+static inline void put_line(const typename VectorOf<A>::type* sums, const ConvLine& line, const A* add,
+                            ConvActivation activation, A* out) {
+  using V = typename VectorOf<A>::type;
+  using U = typename VectorOf<A>::unaligned;
+  constexpr int L = 64 / sizeof(A), W = kVector / sizeof(A), N = 64 / kVector;
+  if (line.count == L) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      V sum = sums[v];
+      if (add != nullptr) sum += *reinterpret_cast<const U*>(add + line.at + v * W);
+      *reinterpret_cast<U*>(out + line.at + v * W) = activated<A>(sum, activation);
+    }
+    return;
+  }
+#if SPARSE_OPS_AVX512
+  const unsigned n = (1u << line.count) - 1;
+  V sum = (V)compressed(sums[0], line.mask);
+  if (add != nullptr) sum += (V)loaded(add + line.at, n);
+  stored(out + line.at, n, activated<A>(sum, activation));
+#else
+  alignas(64) A lanes[L];
+  for (int v = 0; v < N; ++v) *reinterpret_cast<V*>(lanes + v * W) = sums[v];
+  int n = 0;
+  for (int l = 0; l < L; ++l)
+    if (line.mask >> l & 1) lanes[n++] = lanes[l];
+  for (int i = 0; i < n; ++i) lanes[i] += add == nullptr ? A{} : add[line.at + i];
+  for (int v = 0; v < N; ++v) {
+    V* part = reinterpret_cast<V*>(lanes + v * W);
+    *part = activated<A>(*part, activation);
+  }
+  for (int i = 0; i < n; ++i) out[line.at + i] = lanes[i];
+#endif
+}
+
+// P lines at once, in registers; K separate sums each where P alone would wait for the adder.
+template <typename A, int P, int K>
+static inline void sum_lines(const A* in, const ConvLine* lines, const ConvEntry<A>* e, int64_t n, A bias, const A* add,
+                             ConvActivation activation, A* out) {
+  using V = typename VectorOf<A>::type;
+  using U = typename VectorOf<A>::unaligned;
+  constexpr int L = 64 / sizeof(A), W = kVector / sizeof(A), N = 64 / kVector;
+  V acc[K][P][N];
+#pragma GCC unroll 4
+  for (int k = 0; k < K; ++k)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) acc[k][p][v] = k == 0 ? V{} + bias : V{};
+  const auto add_entry = [&](const ConvEntry<A>& entry, V(&sums)[P][N]) {
+    const A* from = in + entry.offset;
+    const V value = V{} + entry.value;
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) sums[p][v] += value * *reinterpret_cast<const U*>(from + p * L + v * W);
+  };
+  int64_t i = 0;
+  for (; i + K <= n; i += K)
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) add_entry(e[i + k], acc[k]);
+  for (; i < n; ++i) add_entry(e[i], acc[0]);
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int k = 1; k < K; ++k)
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) acc[0][p][v] += acc[k][p][v];
+    put_line<A>(acc[0][p], lines[p], add, activation, out);
+  }
+}
+
+// One target channel of one run: all `count` lines, which follow each other, in blocks of about the same size.
+template <typename A>
+static void sum_run(const A* in, const ConvLine* lines, int64_t count, const ConvEntry<A>* e, int64_t n, A bias,
+                    const A* add, ConvActivation activation, A* out) {
+  constexpr int L = 64 / sizeof(A);
+  const int64_t blocks = (count + kLines - 1) / kLines;
+  for (int64_t b = 0, first = 0; b < blocks; ++b) {
+    const int64_t last = (b + 1) * count / blocks;
+    const A* from = in + first * L;
+    switch (last - first) {
+      case 1: sum_lines<A, 1, 4>(from, lines + first, e, n, bias, add, activation, out); break;
+      case 2: sum_lines<A, 2, kVector == 64 ? 4 : 2>(from, lines + first, e, n, bias, add, activation, out); break;
+      case 3: sum_lines<A, 3, kVector == 64 ? 2 : 1>(from, lines + first, e, n, bias, add, activation, out); break;
+#if !SPARSE_OPS_SCALAR
+      case 4: sum_lines<A, 4, kVector == 64 ? 2 : 1>(from, lines + first, e, n, bias, add, activation, out); break;
+      case 5: sum_lines<A, 5, 1>(from, lines + first, e, n, bias, add, activation, out); break;
+      case 6: sum_lines<A, 6, 1>(from, lines + first, e, n, bias, add, activation, out); break;
+#endif
+#if SPARSE_OPS_AVX512
+      case 7: sum_lines<A, 7, 1>(from, lines + first, e, n, bias, add, activation, out); break;
+      case 8: sum_lines<A, 8, 1>(from, lines + first, e, n, bias, add, activation, out); break;
+#endif
+    }
+    first = last;
+  }
+}
+
+// A run of accumulators rounded into the target.
+template <typename T>
+static void narrow_run(const Accumulator<T>* from, int64_t n, T* to) {
+  int64_t j = 0;
+#if SPARSE_OPS_AVX512
+  if constexpr (sizeof(Accumulator<T>) == 4)
+    for (; j < n; j += 16) {
+      const __mmask16 k = n - j < 16 ? static_cast<__mmask16>((1u << (n - j)) - 1) : __mmask16(0xffff);
+      store_row(to + j, k, _mm512_maskz_loadu_ps(k, from + j));
+    }
+#endif
+  for (; j < n; ++j) narrow(from[j], to + j);
+}
+
+// The same past the caches, where the target's lines are whole: none is read before it is written.
+template <typename T>
+static void stream_run(const Accumulator<T>* from, int64_t n, T* to) {
+#if SPARSE_OPS_AVX512
+  if constexpr (sizeof(T) == sizeof(Accumulator<T>)) {
+    constexpr int64_t L = 64 / sizeof(T);
+    const int64_t head = (L - static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) / sizeof(T) % L)) % L;
+    int64_t j = head < n ? head : n;
+    narrow_run<T>(from, j, to);
+    for (; j + L <= n; j += L)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + j), _mm512_loadu_si512(from + j));
+    return narrow_run<T>(from + j, n - j, to + j);
+  }
+#endif
+  narrow_run<T>(from, n, to);
+}
+
+// scatter of whole lines, past the caches.
+static void scatter_past(const float* slab, int64_t stride, float* const* dst) {
+#if SPARSE_OPS_AVX512
+  __m512 r[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_ps(slab + i * stride);
+  transpose(r);
+#pragma GCC unroll 16
+  for (int l = 0; l < 16; ++l) _mm512_stream_ps(dst[l], r[l]);
+#else
+  scatter<float>(slab, stride, 16, dst);
+#endif
+}
+
+static void streamed() {
+#if SPARSE_OPS_AVX512
+  _mm_sfence();
+#endif
+}

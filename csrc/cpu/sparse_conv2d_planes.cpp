@@ -1,0 +1,167 @@
+// Planes of pixels: how tiles are cut and filled.
+#include "sparse_conv2d_planes.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "elements.h"
+
+#define SPARSE_OPS_BODY "cpu/sparse_conv2d_planes_body.h"
+#include "../foreach_isa.h"
+
+namespace sparse_ops {
+
+namespace {
+
+int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// From one row to the next, of targets and of what they see beyond the row's ends, which is zero.
+int64_t pitch_of(const PlaneAxis& w) {
+  return std::max(w.coordinates - std::min<int64_t>(w.low, 0), w.target + std::max<int64_t>(w.high, 0));
+}
+
+// Contiguous images: each row is one run of memory. The zeros between rows stand there already; rows outside of the
+// image, which other tiles have inside, are cleared.
+template <typename T>
+void fill_contiguous(const ConvImages& x, const PlaneTiling& t, const PlaneTile& tile, Accumulator<T>* slab) {
+  using A = Accumulator<T>;
+  const auto copy = SPARSE_OPS_DISPATCH(stage<T>);
+  const auto copy_phase = SPARSE_OPS_DISPATCH(stage_phase<T>);
+  const int64_t seen = tile.rows + t.h.high - t.h.low, first = tile.row + t.h.low;  // first: the plane's first row
+  const int64_t begin = std::clamp<int64_t>(-first, 0, seen), end = std::clamp(t.h.coordinates - first, begin, seen);
+  for (int64_t c = 0; c < x.channels; ++c)
+    for (int64_t g = 0; g < tile.images; ++g) {
+      A* to = slab + c * t.plane + t.lead + g * t.image;
+      const T* from = static_cast<const T*>(x.data) + ((tile.first + g) * x.channels + c) * x.rows * x.cols;
+      if (t.bands > 1) {
+        std::memset(to, 0, begin * t.pitch * sizeof(A));
+        std::memset(to + end * t.pitch, 0, (seen - end) * t.pitch * sizeof(A));
+      }
+      if (begin >= end || t.w.coordinates <= 0) continue;
+      if (t.h.stride == 1 && t.w.stride == 1) {
+        copy(from + (first + begin) * x.cols, x.cols, end - begin, t.w.coordinates, x.rows * x.cols,
+             to + begin * t.pitch, t.pitch);
+        continue;
+      }
+      for (int64_t r = begin; r < end; ++r)
+        copy_phase(from + ((first + r) * t.h.stride + t.h.phase) * x.cols + t.w.phase, t.w.stride, t.w.coordinates,
+                   to + r * t.pitch);
+    }
+}
+
+// Images with their channels innermost: as many pixels as a line has lanes are transposed together.
+template <typename T>
+void fill_channels_last(const ConvImages& x, const PlaneTiling& t, const PlaneTile& tile, const T* zeros,
+                        Accumulator<T>* slab) {
+  constexpr int kLanes = 64 / sizeof(Accumulator<T>);
+  const auto gather_all = SPARSE_OPS_DISPATCH(gather<T>);
+  const int64_t seen = tile.rows + t.h.high - t.h.low, first = tile.row + t.h.low;
+  for (int64_t g = 0; g < tile.images; ++g) {
+    const T* image = static_cast<const T*>(x.data) + (tile.first + g) * x.rows * x.cols * x.channels;
+    const T* src[kLanes];
+    int lane = 0;
+    Accumulator<T>* to = slab + t.lead + g * t.image;
+    for (int64_t row = first; row < first + seen; ++row) {
+      const bool inside = row >= 0 && row < t.h.coordinates;
+      const T* line = image + ((row * t.h.stride + t.h.phase) * x.cols + t.w.phase) * x.channels;
+      for (int64_t col = 0; col < t.pitch; ++col) {
+        src[lane++] = inside && col < t.w.coordinates ? line + col * t.w.stride * x.channels : zeros;
+        if (lane < kLanes) continue;
+        gather_all(src, x.channels, to, t.plane);
+        to += kLanes;
+        lane = 0;
+      }
+    }
+    if (lane == 0) continue;
+    while (lane < kLanes) src[lane++] = zeros;
+    gather_all(src, x.channels, to, t.plane);
+  }
+}
+
+}  // namespace
+
+PlaneAxis::PlaneAxis(const ConvAxis& axis)
+    : target(axis.target), stride(axis.transposed ? 1 : axis.stride), phase(0), one_phase(true) {
+  for (int64_t k = 0; k < axis.kernel; ++k) {
+    const int64_t d = axis.transposed ? axis.padding - k * axis.dilation : k * axis.dilation - axis.padding;
+    shift.push_back(floor_div(d, stride));
+    const int64_t rest = d - shift.back() * stride;
+    if (k == 0) phase = rest;
+    one_phase &= rest == phase;
+  }
+  one_phase &= !axis.transposed || axis.stride == 1;
+  low = *std::min_element(shift.begin(), shift.end());
+  high = *std::max_element(shift.begin(), shift.end());
+  coordinates = std::clamp<int64_t>(ceil_div(axis.source - phase, stride), 0, std::max<int64_t>(0, target + high));
+}
+
+PlaneTiling::PlaneTiling(const ConvAxis& rows_axis, const ConvAxis& cols_axis, int64_t count, int64_t channels,
+                         int64_t lanes_, int64_t size)
+    : h(rows_axis), w(cols_axis), lanes(lanes_), pitch(pitch_of(w)), rows(h.target), bands(1) {
+  constexpr int64_t kBudget = 640 << 10;  // with what streams by, the planes stay in 1 MiB of L2
+  const int64_t line = channels * size, span = h.high - h.low;
+  image = rounded_up(std::max(h.coordinates - h.low, h.target + std::max<int64_t>(h.high, 0)) * pitch, lanes);
+  lead = rounded_up(std::max<int64_t>(0, -w.low), lanes);
+  images = std::min(count, std::max<int64_t>(1, kBudget / (image * line)));
+  if ((h.target + span) * pitch * line > kBudget) {
+    const int64_t fit = kBudget / (pitch * line) - span;
+    rows = ceil_div(h.target, ceil_div(h.target, std::max<int64_t>(fit, 1)));
+    bands = ceil_div(h.target, rows);
+  }
+  plane = rounded_up(lead + (images - 1) * image + (rows + span) * pitch + lanes, lanes);
+  joined = bands == 1 && line_count(rows) * lanes == image;
+}
+
+bool PlaneTiling::serves(int64_t channels, int64_t size) const {
+  constexpr int64_t kMost = 1 << 20;
+  return h.one_phase && w.one_phase && channels * plane * size <= kMost &&
+         5 * rows * w.target >= 3 * lanes * line_count(rows);
+}
+
+int64_t PlaneTiling::tiles(int64_t count) const { return bands > 1 ? count * bands : ceil_div(count, images); }
+
+PlaneTile PlaneTiling::tile(int64_t number, int64_t count) const {
+  const int64_t row = number % bands * rows;
+  if (bands > 1) return {number / bands, 1, row, std::min(rows, h.target - row)};
+  return {number * images, std::min(images, count - number * images), 0, rows};
+}
+
+int64_t PlaneTiling::line_count(int64_t n) const { return ceil_div((n - 1) * pitch + w.target, lanes); }
+
+std::vector<ConvLine> PlaneTiling::lines(int64_t n, int64_t several, int64_t apart) const {
+  std::vector<ConvLine> made;
+  const int64_t end = line_count(n) * lanes;
+  for (int64_t g = 0; g < several; ++g)
+    for (int64_t q = 0, at = g * apart; q < end; ++q) {
+      if (q % lanes == 0) made.push_back({static_cast<int32_t>(at), 0, 0});
+      if (q % pitch >= w.target || q / pitch >= n) continue;
+      ConvLine& line = made.back();
+      line.mask = static_cast<uint16_t>(line.mask | 1u << q % lanes);
+      ++line.count;
+      ++at;
+    }
+  return made;
+}
+
+int64_t PlaneTiling::distance(int64_t tap) const {
+  const auto width = static_cast<int64_t>(w.shift.size());
+  return (h.shift[tap / width] - h.low) * pitch + w.shift[tap % width];
+}
+
+template <typename T>
+void fill_planes(const ConvImages& x, const PlaneTiling& tiling, const PlaneTile& tile, const T* zeros, void* planes) {
+  auto* slab = static_cast<Accumulator<T>*>(planes);
+  if (x.layout == ConvLayout::channels_last)
+    fill_channels_last<T>(x, tiling, tile, zeros, slab);
+  else
+    fill_contiguous<T>(x, tiling, tile, slab);
+}
+
+template void fill_planes<float>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const float*, void*);
+template void fill_planes<double>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const double*, void*);
+template void fill_planes<Half>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const Half*, void*);
+template void fill_planes<Bfloat>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const Bfloat*, void*);
+
+}  // namespace sparse_ops
