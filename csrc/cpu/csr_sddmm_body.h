@@ -5,26 +5,9 @@
 #include "tiles_body.h"
 #include "half_tiles_body.h"
 #include "csr_cuts_body.h"
+#include "sums_body.h"
 
 constexpr int64_t kRowBlock = 16;
-
-// The sums of W vectors in one vector. Every vector is summed in the same order, whatever its place.
-template <typename A>
-static inline Vector<A> sums_of(const A* vectors) {
-  constexpr int W = Lanes<A>::count;
-  Vector<A> v[W];
-#pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) v[i] = load(vectors + i * W);
-#pragma GCC unroll 4
-  for (int half = W / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      Vector<A> low, high;
-      interleave(v[i], v[i + half], &low, &high);
-      v[i] = low + high;
-    }
-  return v[0];
-}
 
 // Partial sums of up to W nonzeros that follow each other.
 template <typename A>

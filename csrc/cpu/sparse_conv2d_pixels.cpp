@@ -82,8 +82,8 @@ void conv_pixels(const ConvImages& source, const ConvImages& target, const ConvW
   const PixelLists<A> lists(weight, t);
   const int64_t rows = target.channels, area = target.rows * target.cols;
   const bool last = target.layout == ConvLayout::channels_last, wide = sizeof(T) == sizeof(A);
-  const bool stream = past_caches<T>(target);
-  const bool direct = !last && wide && !stream;  // sums go where they belong, not by way of `out`
+  const bool past = wide && past_caches<T>(target);
+  const bool direct = !last && wide && !past;  // sums go where they belong, not by way of `out`
   // Lines of several images follow each other where they are joined; else each image is a run of its own.
   const int64_t together = t.joined ? t.images : 1, run = t.rows * t.w.target;
   const int64_t last_rows = t.h.target - (t.bands - 1) * t.rows,
@@ -102,80 +102,41 @@ void conv_pixels(const ConvImages& source, const ConvImages& target, const ConvW
   for (int64_t p = 1; p < pieces; ++p) cuts[p] -= cuts[p] % step;
   const int64_t pitch = together * apart;
   const auto sum = SPARSE_OPS_DISPATCH(sum_run<A>);
-  const auto narrow_all = wide && stream ? SPARSE_OPS_DISPATCH(stream_run<T>) : SPARSE_OPS_DISPATCH(narrow_run<T>);
-  const auto widen_all = SPARSE_OPS_DISPATCH(stage<T>);
-  const auto gather_all = SPARSE_OPS_DISPATCH(gather<T>);
-  const auto scatter_all = SPARSE_OPS_DISPATCH(scatter<T>);
-  const auto past_all = SPARSE_OPS_DISPATCH(scatter_past);
-  const bool past = sizeof(T) == sizeof(float) && stream && rows % kLanes == 0 &&
-                    reinterpret_cast<uintptr_t>(target.data) % 64 == 0;  // whole lines of the target
 
   parallel(0, tiles * pieces, 1, [&](int64_t begin, int64_t end) {
-    const int64_t bytes = source.channels * t.plane * static_cast<int64_t>(sizeof(A)), longest = std::max(source.channels, rows);
-    A* slab = static_cast<A*>(scratch<kConvSlab>(bytes));
+    const int64_t bytes = source.channels * t.plane * static_cast<int64_t>(sizeof(A));
+    A* planes = static_cast<A*>(scratch<kConvSlab>(bytes));
     A* out = static_cast<A*>(scratch<kConvOut>(direct ? 0 : 2 * step * pitch * sizeof(A)));
     A* added = out + step * pitch;
-    T* zeros = static_cast<T*>(scratch<kConvRow>(2 * longest * sizeof(T)));
-    T* sink = zeros + longest;
-    std::memset(zeros, 0, longest * sizeof(T));
-    std::memset(slab, 0, bytes);
-    int64_t packed = -1;
+    T* zeros = static_cast<T*>(scratch<kConvRow>(source.channels * sizeof(T)));
+    std::memset(zeros, 0, source.channels * sizeof(T));
+    std::memset(planes, 0, bytes);
+    int64_t filled = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t number = item / pieces;
       const PlaneTile tile = t.tile(number, target.images);
-      const int64_t first = tile.first;
-      if (number != packed) fill_planes(source, t, tile, zeros, slab);
-      packed = number;
-      const int64_t pixels = tile.rows * t.w.target;  // of an image
+      if (number != filled) fill_planes(source, t, tile, zeros, planes);
+      filled = number;
       const ConvLine* mine = tile.rows == t.rows ? lines.data() : last_lines.data();
-      const int64_t several = std::min(together, tile.images);
-      const int64_t count = t.line_count(tile.rows);
+      const int64_t several = std::min(together, tile.images), count = t.line_count(tile.rows);
       for (int64_t r = cuts[item % pieces], until = cuts[item % pieces + 1]; r < until; r += step) {
         const int64_t n = std::min(step, until - r);
         for (int64_t g = 0; g < tile.images; g += several) {
-          const int64_t these = std::min(several, tile.images - g);
-          const auto at = [&](int64_t i) {  // of image g + i: the first element that this run writes
-            return last ? ((first + g + i) * area + tile.row * target.cols) * rows + r
-                        : ((first + g + i) * rows + r) * area + tile.row * target.cols;
-          };
-          T* y = static_cast<T*>(target.data);
-          const T* z = addend == nullptr ? nullptr : static_cast<const T*>(addend->data);
-          for (int64_t i = 0; z != nullptr && !direct && i < these; ++i) {
-            if (!last) {
-              widen_all(z + at(i), 0, 1, pixels, 0, added + i * apart, 0);
-              continue;
-            }
-            const T* src[kLanes];
-            for (int64_t q = 0; q < pixels; q += kLanes) {
-              for (int l = 0; l < kLanes; ++l) src[l] = z + at(i) + std::min(q + l, pixels - 1) * rows;
-              gather_all(src, n, added + i * apart + q, pitch);
-            }
-          }
+          const PlaneTile part{tile.first + g, std::min(several, tile.images - g), tile.row, tile.rows};
+          const int64_t at = (part.first * rows + r) * area + part.row * target.cols;  // of a direct run
+          if (addend != nullptr && !direct) read_runs<T>(*addend, part, r, n, apart, pitch, added);
           for (int64_t k = 0; k < n; ++k) {
-            const A* add = z == nullptr ? nullptr : direct ? reinterpret_cast<const A*>(z + at(0)) : added + k * pitch;
-            sum(slab + t.lead + g * t.image, mine, these * count, lists.entries + lists.starts[r + k],
+            const A* add = added + k * pitch;
+            if (addend == nullptr || direct) add = addend == nullptr ? nullptr : static_cast<const A*>(addend->data) + at;
+            sum(planes + t.lead + g * t.image, mine, part.images * count, lists.entries + lists.starts[r + k],
                 lists.starts[r + k + 1] - lists.starts[r + k], bias == nullptr ? A{} : A{widen(bias[r + k])}, add,
-                activation, direct ? reinterpret_cast<A*>(y + at(0)) : out + k * pitch);
+                activation, direct ? static_cast<A*>(target.data) + at : out + k * pitch);
           }
-          for (int64_t i = 0; !direct && i < these; ++i) {
-            if (!last) {
-              narrow_all(out + i * apart, pixels, y + at(i));
-              continue;
-            }
-            T* dst[kLanes];
-            for (int64_t q = 0; q < pixels; q += kLanes) {
-              for (int l = 0; l < kLanes; ++l) dst[l] = q + l < pixels ? y + at(i) + (q + l) * rows : sink;
-              const A* from = out + i * apart + q;
-              if (past && q + kLanes <= pixels)
-                past_all(reinterpret_cast<const float*>(from), pitch, reinterpret_cast<float* const*>(dst));
-              else
-                scatter_all(from, pitch, n, dst);
-            }
-          }
+          if (!direct) write_runs<T>(out, apart, pitch, past, target, part, r, n);
         }
       }
     }
-    if (stream) SPARSE_OPS_DISPATCH(streamed)();
+    if (past) written();
   });
 }
 

@@ -159,9 +159,72 @@ void fill_planes(const ConvImages& x, const PlaneTiling& tiling, const PlaneTile
     fill_contiguous<T>(x, tiling, tile, slab);
 }
 
-template void fill_planes<float>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const float*, void*);
-template void fill_planes<double>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const double*, void*);
-template void fill_planes<Half>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const Half*, void*);
-template void fill_planes<Bfloat>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const Bfloat*, void*);
+template <typename T>
+void read_runs(const ConvImages& y, const PlaneTile& tile, int64_t r, int64_t n, int64_t apart, int64_t pitch,
+               void* runs) {
+  constexpr int kLanes = 64 / sizeof(Accumulator<T>);
+  auto* out = static_cast<Accumulator<T>*>(runs);
+  const auto copy = SPARSE_OPS_DISPATCH(stage<T>);
+  const auto gather_all = SPARSE_OPS_DISPATCH(gather<T>);
+  const int64_t pixels = tile.rows * y.cols, area = y.rows * y.cols, first = tile.row * y.cols;
+  const T* from = static_cast<const T*>(y.data);
+  for (int64_t i = tile.first; i < tile.first + tile.images; ++i, out += apart) {
+    if (y.layout != ConvLayout::channels_last) {
+      for (int64_t k = 0; k < n; ++k)
+        copy(from + (i * y.channels + r + k) * area + first, 0, 1, pixels, 0, out + k * pitch, 0);
+      continue;
+    }
+    const T* src[kLanes];
+    for (int64_t q = 0; q < pixels; q += kLanes) {
+      for (int l = 0; l < kLanes; ++l)
+        src[l] = from + (i * area + first + std::min(q + l, pixels - 1)) * y.channels + r;
+      gather_all(src, n, out + q, pitch);
+    }
+  }
+}
+
+template <typename T>
+void write_runs(const void* runs, int64_t apart, int64_t pitch, bool past, const ConvImages& y, const PlaneTile& tile,
+                int64_t r, int64_t n) {
+  using A = Accumulator<T>;
+  constexpr int kLanes = 64 / sizeof(A);
+  const auto* out = static_cast<const A*>(runs);
+  const auto narrow_all = past ? SPARSE_OPS_DISPATCH(stream_run<T>) : SPARSE_OPS_DISPATCH(narrow_run<T>);
+  const auto scatter_all = SPARSE_OPS_DISPATCH(scatter<T>);
+  const auto past_all = SPARSE_OPS_DISPATCH(scatter_past);
+  const int64_t pixels = tile.rows * y.cols, area = y.rows * y.cols, first = tile.row * y.cols;
+  T* to = static_cast<T*>(y.data);
+  // of images with their channels innermost a line of the target is whole where all channels of a register are written
+  past &= sizeof(T) == sizeof(float) && n == kLanes && y.channels % kLanes == 0 && r % kLanes == 0 &&
+          reinterpret_cast<uintptr_t>(to) % 64 == 0;
+  T sink[kLanes];
+  for (int64_t i = tile.first; i < tile.first + tile.images; ++i, out += apart) {
+    if (y.layout != ConvLayout::channels_last) {
+      for (int64_t k = 0; k < n; ++k)
+        narrow_all(out + k * pitch, pixels, to + (i * y.channels + r + k) * area + first);
+      continue;
+    }
+    T* dst[kLanes];
+    for (int64_t q = 0; q < pixels; q += kLanes) {
+      for (int l = 0; l < kLanes; ++l) dst[l] = q + l < pixels ? to + (i * area + first + q + l) * y.channels + r : sink;
+      if (past && q + kLanes <= pixels)
+        past_all(reinterpret_cast<const float*>(out + q), pitch, reinterpret_cast<float* const*>(dst));
+      else
+        scatter_all(out + q, pitch, n, dst);
+    }
+  }
+}
+
+void written() { SPARSE_OPS_DISPATCH(streamed)(); }
+
+#define SPARSE_OPS_PLANES(T)                                                                                      \
+  template void fill_planes<T>(const ConvImages&, const PlaneTiling&, const PlaneTile&, const T*, void*);        \
+  template void read_runs<T>(const ConvImages&, const PlaneTile&, int64_t, int64_t, int64_t, int64_t, void*);     \
+  template void write_runs<T>(const void*, int64_t, int64_t, bool, const ConvImages&, const PlaneTile&, int64_t, \
+                              int64_t);
+SPARSE_OPS_PLANES(float)
+SPARSE_OPS_PLANES(double)
+SPARSE_OPS_PLANES(Half)
+SPARSE_OPS_PLANES(Bfloat)
 
 }  // namespace sparse_ops

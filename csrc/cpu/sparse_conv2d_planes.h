@@ -61,4 +61,16 @@ struct PlaneTiling {
 template <typename T>
 void fill_planes(const ConvImages& x, const PlaneTiling& tiling, const PlaneTile& tile, const T* zeros, void* planes);
 
+// The pixels of a tile of y in channels r .. r + n - 1, as runs of accumulators: image i of channel r + k from
+// runs[k * pitch + i * apart] on. apart and pitch are multiples of the lanes, runs begin a cache line.
+template <typename T>
+void read_runs(const ConvImages& y, const PlaneTile& tile, int64_t r, int64_t n, int64_t apart, int64_t pitch,
+               void* runs);
+
+// The way back. past: whole lines go past the caches, where T is float, and written() ends that.
+template <typename T>
+void write_runs(const void* runs, int64_t apart, int64_t pitch, bool past, const ConvImages& y, const PlaneTile& tile,
+                int64_t r, int64_t n);
+void written();
+
 }  // namespace sparse_ops

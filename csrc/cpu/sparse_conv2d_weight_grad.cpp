@@ -9,6 +9,7 @@
 #include "sparse_conv2d_lanes.h"
 #include "sparse_conv2d_weight.h"
 #include "sparse_conv2d_weight_grad_batch_last.h"
+#include "sparse_conv2d_weight_grad_planes.h"
 
 #define SPARSE_OPS_BODY "cpu/sparse_conv2d_weight_grad_body.h"
 #include "../foreach_isa.h"
@@ -45,6 +46,7 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
   constexpr int64_t kLanes = 64 / sizeof(A), kMostSegments = 8;
   const int64_t rows = dy.channels, nnz = row_offsets[rows], taps = h.kernel * w.kernel;
   if (nnz == 0) return;
+  if (conv_weight_grad_planes(x, dy, row_offsets, columns, dvalues, groups, h, w)) return;
   const bool empty = dy.images * dy.rows * dy.cols == 0;
   const double density = static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(rows, 1));
   const ConvTiling tiling = conv_tiling(h, w, dy.images, x.channels, rows, density, kLanes, x.layout == ConvLayout::channels_last);

@@ -1,6 +1,7 @@
 // Dot products of lines of x with lines of dy: a few pixels of dy at one target channel stay in registers while the
 // entries of that channel pass, each leaves one vector of sums, and a square of such vectors is summed at once.
 #include "lanes_body.h"
+#include "sums_body.h"
 
 template <typename T>
 struct InBody {
@@ -60,24 +61,6 @@ struct Pending {
   int64_t next;
   int count;
 };
-
-// The sums of W vectors in one vector, each in the same order, whatever its place.
-template <typename A>
-static inline Vector<A> sums_of(const A* vectors) {
-  constexpr int W = Lanes<A>::count;
-  Vector<A> v[W];
-#pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) v[i] = load(vectors + i * W);
-#pragma GCC unroll 4
-  for (int half = W / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      Vector<A> low, high;
-      interleave(v[i], v[i + half], &low, &high);
-      v[i] = low + high;
-    }
-  return v[0];
-}
 
 template <typename A>
 static void flush(Pending<A>& pending, double* sums) {

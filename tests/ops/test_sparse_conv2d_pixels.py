@@ -1,4 +1,4 @@
-"""sparse_conv2d and its input gradient where neighbouring pixels lie in the lanes of a register: tiles of every kind."""
+"""sparse_conv2d and its gradients with neighbouring pixels in the lanes of a register: tiles of every kind."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from conv_problems import DTYPES, LAYOUT_OF, Poisoned, Problem, Shape, shared
 
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 from sparse_ops.ops.sparse_conv2d_input_grad import sparse_conv2d_input_grad
+from sparse_ops.ops.sparse_conv2d_weight_grad import sparse_conv2d_weight_grad
 
 SHAPES = {
     "bands of an image": Shape(2, 200, 6, (30, 28)),
@@ -29,7 +30,7 @@ USERS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @USERS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_and_input_gradient(dtype, shape, layout, isa):
+def test_forward_and_gradients(dtype, shape, layout, isa):
     if dtype != torch.float32 and shape.n == 16:
         pytest.skip("float32 alone has lines of a whole register that go past the caches")
     p = shared(shape, dtype, layout=layout, density=0.1)
@@ -37,8 +38,10 @@ def test_forward_and_input_gradient(dtype, shape, layout, isa):
     with Poisoned():
         y = sparse_conv2d(p.x, p.values, *pattern, p.bias, *shape.window)
         dx = sparse_conv2d_input_grad(p.dy, p.values, *pattern, list(shape.size), *shape.window)
+        dvalues = sparse_conv2d_weight_grad(p.x, p.dy, *pattern, *shape.window)
     p.check("y", y)
     p.check("dx", dx)
+    p.check("dvalues", dvalues)
 
 
 @USERS
@@ -67,10 +70,12 @@ def test_same_bits_for_any_number_of_threads(name, layout, isa):
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
-            results.append(sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias, *p.shape.window))
+            y = sparse_conv2d(p.x, p.values, *p.pattern.tensors(), p.bias, *p.shape.window)
+            results.append((y, sparse_conv2d_weight_grad(p.x, p.dy, *p.pattern.tensors(), *p.shape.window)))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(r, results[0]) for r in results)
+    for y, dvalues in results:
+        assert torch.equal(y, results[0][0]) and torch.equal(dvalues, results[0][1])
 
 
 @USERS
