@@ -39,7 +39,12 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
       "bound_sgd_(int bound, Tensor[] grads, Tensor coefficients, Tensor brackets, Tensor(y!) statistics, "
       "Tensor(z!) candidates, str penalty, float lr, float momentum, float dampening, float weight_decay, "
       "bool nesterov, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> bool");
-  m.def("sweep_bind(Tensor[] weights, Tensor[] momenta, Tensor[] masks, Tensor[] groups, int[] scopes) -> int");
+  m.def(
+      "bound_adamw_(int bound, Tensor[] grads, Tensor coefficients, Tensor brackets, Tensor(y!) statistics, "
+      "Tensor(z!) candidates, str penalty, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "bool maximize, Tensor? grad_scale, Tensor? found_inf) -> bool");
+  m.def("sweep_bind(Tensor[] weights, Tensor[] states, Tensor[] steps, Tensor[] masks, Tensor[] groups, int[] scopes) "
+        "-> int");
   m.def("sweep_release(int bound) -> ()");
   m.def(
       "regularized_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
@@ -85,6 +90,7 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CompositeExplicitAutograd, m) {
   m.impl("sparse_conv2d_plain", TORCH_BOX(&sparse_ops::sparse_conv2d_plain));  // as csr_spmm_plain
   m.impl("isa", TORCH_BOX(&sparse_ops::isa_name));
   m.impl("set_isa", TORCH_BOX(&sparse_ops::set_isa));
+  m.impl("bound_adamw_", TORCH_BOX(&sparse_ops::bound_adamw_));  // as bound_sgd_
   m.impl("bound_sgd_", TORCH_BOX(&sparse_ops::bound_sgd_));  // it answers false to gradients of other devices
   m.impl("sweep_release", TORCH_BOX(&sparse_ops::sweep_release));
 }

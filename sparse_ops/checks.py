@@ -86,11 +86,15 @@ def storage_view(t: Tensor) -> Tensor:
 
 
 def like_storage(t: Tensor, like: Tensor) -> Tensor:
-    """t with the strides of `like` (copied once where they differ), so that both can be walked in storage order."""
-    if t.stride() == like.stride() or t.numel() <= 1:
-        return t
-    if all(a == b or n == 1 for a, b, n in zip(t.stride(), like.stride(), t.shape, strict=True)):
-        return t  # a dimension of one element may carry any stride: 1x1 convolutions in channels_last
+    """t with the strides of `like`, so that both can be walked in storage order.
+
+    Copied once where they differ, or where t is a negative view or has no memory, as zeros of forward-mode AD.
+    """
+    if not (t.is_neg() or t._is_zerotensor()):
+        if t.stride() == like.stride() or t.numel() <= 1:
+            return t
+        if all(a == b or n == 1 for a, b, n in zip(t.stride(), like.stride(), t.shape, strict=True)):
+            return t  # a dimension of one element may carry any stride: 1x1 convolutions in channels_last
     return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype, device=t.device).copy_(t)
 
 

@@ -17,9 +17,12 @@ int64_t bytes_of(ScalarType type) {  // 0 of what is no weight
   }
 }
 
-bool is_floating_on_cpu(const Tensor& t) {
-  return t.is_cpu() && bytes_of(t.scalar_type()) > 0 && t.layout() == torch::headeronly::Layout::Strided;
+bool has_memory(const Tensor& t) {
+  return t.is_cpu() && t.layout() == torch::headeronly::Layout::Strided &&
+         (t.numel() == 0 || t.const_data_ptr() != nullptr);
 }
+
+bool is_floating_on_cpu(const Tensor& t) { return bytes_of(t.scalar_type()) > 0 && has_memory(t); }
 
 bool is_dense(const Tensor& t) {
   if (t.is_contiguous()) return true;
@@ -71,8 +74,15 @@ bool apart(const Tensors& tensors) {
   return true;
 }
 
-bool plain_operands(const Tensors& weights, std::initializer_list<const Tensors*> likes,
-                    std::initializer_list<const Tensors*> packed) {
+bool plain_counts(const Tensors& counts, size_t weights) {
+  if (counts.size() != weights) return false;
+  for (const Tensor& t : counts)
+    if (t.scalar_type() != ScalarType::Float || t.numel() != 1 || !has_memory(t)) return false;
+  return true;
+}
+
+bool plain_operands(const Tensors& weights, const std::vector<const Tensors*>& likes,
+                    const std::vector<const Tensors*>& packed) {
   const size_t n = weights.size();
   for (const Tensors* list : likes)
     if (list->size() != n) return false;

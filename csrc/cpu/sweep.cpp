@@ -40,17 +40,19 @@ void append(const Tensor& candidates, int64_t scope, std::atomic<int64_t>& store
   }
 }
 
-struct Sweep {
-  const Tensors &weights, &grads;
-  std::vector<const Tensors*> states;
-  const Tensors &masks, &groups;
-  const Ints& scopes;
-  const Tensor &coefficients, &brackets, &statistics, &candidates;
+}  // namespace
 
-  void run(const std::string& penalty, const std::vector<SweepRule>& rules) const;
-};
+bool Sweep::plain() const {
+  std::vector<const Tensors*> likes;
+  if (!grads.empty()) likes.push_back(&grads);
+  for (const Tensors& state : lists.states) likes.push_back(&state);
+  return plain_operands(lists.weights, likes, {&lists.masks, &lists.groups}) && apart(lists.weights) &&
+         plain_scopes(lists.scopes, lists.weights.size(), coefficients.size(0));
+}
 
 void Sweep::run(const std::string& penalty, const std::vector<SweepRule>& rules) const {
+  const Tensors& weights = lists.weights;
+  const std::vector<Tensors>& states = lists.states;
   const int64_t rows = coefficients.size(0);
   std::vector<SweepScope> wide = scope_factors(coefficients, penalty), narrow;
   const auto* bracket = static_cast<const double*>(brackets.const_data_ptr());
@@ -69,9 +71,9 @@ void Sweep::run(const std::string& penalty, const std::vector<SweepRule>& rules)
   for (size_t t = 0; t < weights.size(); ++t) {
     whole[t].w = operand(weights[t]);
     whole[t].g = grads.empty() ? Operand{nullptr, Kind::f32} : operand(grads[t]);
-    for (size_t k = 0; k < states.size(); ++k) whole[t].states[k] = operand((*states[k])[t]);
-    whole[t].mask = packed_at(masks, t, 0);
-    whole[t].group = packed_at(groups, t, 0);
+    for (size_t k = 0; k < states.size(); ++k) whole[t].states[k] = operand(states[k][t]);
+    whole[t].mask = packed_at(lists.masks, t, 0);
+    whole[t].group = packed_at(lists.groups, t, 0);
   }
   const std::vector<SweepPiece> pieces = sweep_pieces(weights);
   std::vector<SweepSums> sums(pieces.size());
@@ -87,7 +89,7 @@ void Sweep::run(const std::string& penalty, const std::vector<SweepRule>& rules)
       for (size_t k = 0; k < states.size(); ++k) chunk.states[k] = operand_at(chunk.states[k], first);
       if (chunk.mask != nullptr) chunk.mask += first / 8;
       if (chunk.group != nullptr) chunk.group += first / 8;
-      const int64_t scope = scopes[t];
+      const int64_t scope = lists.scopes[t];
       const bool is_double = chunk.w.kind == Kind::f64;
       const SweepScope* line = scope < 0 ? nullptr : is_double ? &wide[scope] : &narrow[scope];
       chunk_kernel(chunk, rules.size() == 1 ? rules[0] : rules[t], line, sums[p], found);
@@ -95,7 +97,7 @@ void Sweep::run(const std::string& penalty, const std::vector<SweepRule>& rules)
     }
   });
   for (size_t p = 0; p < pieces.size(); ++p) {
-    const int64_t scope = scopes[pieces[p].tensor];
+    const int64_t scope = lists.scopes[pieces[p].tensor];
     if (scope < 0) continue;
     double* row = table + scope * kColumns;
     const SweepSums& sum = sums[p];
@@ -106,7 +108,19 @@ void Sweep::run(const std::string& penalty, const std::vector<SweepRule>& rules)
   }
 }
 
-}  // namespace
+bool SweepSettings::skips() const { return number(found_inf, 0) != 0; }
+
+SweepRule SweepSettings::rule(RuleKind kind) const {
+  SweepRule rule{};
+  rule.kind = kind;
+  rule.penalty = parse_penalty(penalty);
+  rule.lr = number(lr_tensor, lr);
+  rule.weight_decay = weight_decay;
+  rule.scaled = grad_scale.has_value();
+  rule.grad_scale = number(grad_scale, 1);
+  rule.maximize = maximize;
+  return rule;
+}
 
 Operand operand(const Tensor& t) {
   void* data = const_cast<void*>(t.const_data_ptr());
@@ -167,108 +181,15 @@ std::vector<SweepPiece> sweep_pieces(const Tensors& weights) {
   return pieces;
 }
 
-namespace {
-
-struct SgdSettings {
-  const std::string& penalty;
-  double lr, momentum, dampening, weight_decay;
-  bool nesterov, maximize, first_step;
-  const OptionalTensor &lr_tensor, &grad_scale, &found_inf;
-};
-
-bool sweep_sgd(const BoundSweep& lists, const Tensors& grads, const Tensor& coefficients, const Tensor& brackets,
-               const Tensor& statistics, const Tensor& candidates, const SgdSettings& settings) {
-  const Tensors &weights = lists.weights, &momenta = lists.momenta;
-  if (!plain_operands(weights, {&grads, momenta.empty() ? &grads : &momenta}, {&lists.masks, &lists.groups}) ||
-      !apart(weights) || !plain_scopes(lists.scopes, weights.size(), coefficients.size(0)))
-    return false;
-  if (number(settings.found_inf, 0) != 0) return true;
-  SweepRule rule{};
-  rule.kind = momenta.empty() ? RuleKind::sgd : RuleKind::momentum;
-  rule.penalty = parse_penalty(settings.penalty);
-  rule.lr = number(settings.lr_tensor, settings.lr);
-  rule.weight_decay = settings.weight_decay;
-  rule.scaled = settings.grad_scale.has_value();
-  rule.grad_scale = number(settings.grad_scale, 1);
-  rule.maximize = settings.maximize;
-  rule.momentum = settings.momentum;
-  rule.dampening = settings.dampening;
-  rule.nesterov = settings.nesterov;
-  rule.first_step = settings.first_step;
-  std::vector<const Tensors*> states;
-  if (!momenta.empty()) states.push_back(&momenta);
-  const Sweep sweep{weights,      grads,      states,     lists.masks, lists.groups, lists.scopes,
-                    coefficients, brackets,   statistics, candidates};
-  sweep.run(settings.penalty, {rule});
-  return true;
-}
-
-}  // namespace
-
-bool regularized_sgd_(Tensors weights, Tensors grads, Tensors momenta, Tensors masks, Tensors groups, Ints scopes,
-                      Tensor coefficients, Tensor brackets, Tensor statistics, Tensor candidates, std::string penalty,
-                      double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-                      bool first_step, OptionalTensor lr_tensor, OptionalTensor grad_scale,
-                      OptionalTensor found_inf) {
-  const BoundSweep lists{std::move(weights), std::move(momenta), std::move(masks), std::move(groups),
-                         std::move(scopes)};
-  const SgdSettings settings{penalty,  lr,         momentum,  dampening,  weight_decay, nesterov,
-                             maximize, first_step, lr_tensor, grad_scale, found_inf};
-  return sweep_sgd(lists, grads, coefficients, brackets, statistics, candidates, settings);
-}
-
-bool bound_sgd_(int64_t bound, Tensors grads, Tensor coefficients, Tensor brackets, Tensor statistics,
-                Tensor candidates, std::string penalty, double lr, double momentum, double dampening,
-                double weight_decay, bool nesterov, bool maximize, OptionalTensor grad_scale,
-                OptionalTensor found_inf) {
-  const OptionalTensor none;
-  const SgdSettings settings{penalty,  lr,    momentum, dampening,  weight_decay, nesterov,
-                             maximize, false, none,     grad_scale, found_inf};
-  return sweep_sgd(*bound_sweep(bound), grads, coefficients, brackets, statistics, candidates, settings);
-}
-
-bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
-                        Tensors steps, Tensors masks, Tensors groups, Ints scopes, Tensor coefficients, Tensor brackets,
-                        Tensor statistics, Tensor candidates, std::string penalty, double lr, double beta1,
-                        double beta2, double eps, double weight_decay, bool maximize, OptionalTensor lr_tensor,
-                        OptionalTensor grad_scale, OptionalTensor found_inf) {
-  const Tensors& last = max_exp_avg_sqs.empty() ? exp_avg_sqs : max_exp_avg_sqs;
-  if (!plain_operands(weights, {&grads, &exp_avgs, &exp_avg_sqs, &last}, {&masks, &groups}) || !apart(weights) ||
-      !plain_scopes(scopes, weights.size(), coefficients.size(0)))
-    return false;
-  if (number(found_inf, 0) != 0) return true;
-  SweepRule rule{};
-  rule.kind = max_exp_avg_sqs.empty() ? RuleKind::adamw : RuleKind::amsgrad;
-  rule.penalty = parse_penalty(penalty);
-  rule.lr = number(lr_tensor, lr);
-  rule.weight_decay = weight_decay;
-  rule.scaled = grad_scale.has_value();
-  rule.grad_scale = number(grad_scale, 1);
-  rule.maximize = maximize;
-  rule.beta1 = beta1;
-  rule.beta2 = beta2;
-  rule.eps = eps;
-  std::vector<SweepRule> rules(weights.size(), rule);
-  for (size_t t = 0; t < weights.size(); ++t) {
-    const double step = *static_cast<const float*>(steps[t].const_data_ptr());
-    rules[t].step_size = rule.lr / (1 - std::pow(beta1, step));
-    rules[t].correction = 1 / std::sqrt(1 - std::pow(beta2, step));
-  }
-  std::vector<const Tensors*> states{&exp_avgs, &exp_avg_sqs};
-  if (!max_exp_avg_sqs.empty()) states.push_back(&max_exp_avg_sqs);
-  Sweep{weights, grads, states, masks, groups, scopes, coefficients, brackets, statistics, candidates}.run(penalty,
-                                                                                                           rules);
-  return true;
-}
-
 bool sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
                     Tensor statistics, Tensor candidates) {
-  if (!plain_operands(weights, {}, {&masks}) || !apart(weights) ||
-      !plain_scopes(scopes, weights.size(), coefficients.size(0)))
-    return false;
+  const SweepLists lists{std::move(weights), {}, {}, std::move(masks), {}, std::move(scopes)};
+  const Tensors grads;
+  const Sweep sweep{lists, grads, coefficients, brackets, statistics, candidates};
+  if (!sweep.plain()) return false;
   SweepRule rule{};
   rule.kind = RuleKind::observe;
-  Sweep{weights, {}, {}, masks, {}, scopes, coefficients, brackets, statistics, candidates}.run("none", {rule});
+  sweep.run("none", {rule});
   return true;
 }
 

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "../common.h"
-#include "sweep_bound.h"
+#include "bound_sweep.h"
 #include "sweep_types.h"
 
 namespace sparse_ops {
@@ -31,6 +31,11 @@ bool regularized_adamw_(Tensors weights, Tensors grads, Tensors exp_avgs, Tensor
                         double beta2, double eps, double weight_decay, bool maximize, OptionalTensor lr_tensor,
                         OptionalTensor grad_scale, OptionalTensor found_inf);
 
+// The same over lists that sweep_bind keeps, whose steps it counts itself where it does not skip.
+bool bound_adamw_(int64_t bound, Tensors grads, Tensor coefficients, Tensor brackets, Tensor statistics,
+                  Tensor candidates, std::string penalty, double lr, double beta1, double beta2, double eps,
+                  double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf);
+
 bool sweep_observe_(Tensors weights, Tensors masks, Ints scopes, Tensor coefficients, Tensor brackets,
                     Tensor statistics, Tensor candidates);
 
@@ -41,6 +46,26 @@ void add_penalty_grad_(Tensors grads, Tensors weights, Tensors groups, Ints scop
 SweepSums magnitude_sums(const Tensors& weights, double s);
 
 // What the drivers share.
+struct Sweep {
+  const SweepLists& lists;
+  const Tensors& grads;  // none where the weights are not updated
+  const Tensor &coefficients, &brackets, &statistics, &candidates;
+
+  bool plain() const;
+  // One rule for all tensors, or one for each.
+  void run(const std::string& penalty, const std::vector<SweepRule>& rules) const;
+};
+
+struct SweepSettings {
+  const std::string& penalty;
+  double lr, weight_decay;
+  bool maximize;
+  const OptionalTensor &lr_tensor, &grad_scale, &found_inf;
+
+  bool skips() const;
+  SweepRule rule(RuleKind kind) const;  // what every kind has; the rest is 0
+};
+
 Operand operand(const Tensor& t);
 double number(const OptionalTensor& t, double otherwise);
 Penalty parse_penalty(const std::string& name);

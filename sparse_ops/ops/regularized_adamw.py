@@ -19,7 +19,7 @@ torch.library.define(
 )
 
 
-def _check(
+def check(
     weights: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor], steps: list[Tensor], masks: list[Tensor], groups: list[Tensor], scopes: list[int],
     coefficients: Tensor, brackets: Tensor, statistics: Tensor, candidates: Tensor, penalty: str, lr: float,
@@ -33,11 +33,11 @@ def _check(
             likes["max_exp_avg_sqs"] = max_exp_avg_sqs
         packed = {"masks": masks, "groups": groups}
         operands.check_tensors(OP, weights, scopes, coefficients.shape[0], likes, packed)
-    if len(steps) != len(weights):
-        raise ValueError(f"{OP}: {len(weights)} weights but {len(steps)} steps")
-    for i, step in enumerate(steps):
-        if step.dtype is not torch.float32 or step.numel() != 1:
-            raise ValueError(f"{OP}: steps[{i}] is {step.dtype} {tuple(step.shape)}, expected one float32")
+        if len(steps) != len(weights):
+            raise ValueError(f"{OP}: {len(weights)} weights but {len(steps)} steps")
+        for i, step in enumerate(steps):
+            if step.dtype is not torch.float32 or step.numel() != 1:
+                raise ValueError(f"{OP}: steps[{i}] is {step.dtype} {tuple(step.shape)}, expected one float32")
     operands.check_state(OP, weights, scopes, coefficients, brackets, statistics, candidates)
     operands.check_penalty(OP, penalty)
     operands.check_rate(OP, lr_tensor, weights)
@@ -50,7 +50,7 @@ def _check(
 
 @torch.library.register_fake(f"sparse_ops::{OP}")
 def _fake(*arguments: Any) -> None:
-    _check(*arguments)
+    check(*arguments)
 
 
 def _regularized_adamw_(
@@ -58,28 +58,27 @@ def _regularized_adamw_(
 ) -> None:
     old = [grads, m, v, largest]
     if not weights:
-        _check(weights, grads, m, v, largest, *rest)
+        check(weights, grads, m, v, largest, *rest)
         return
     backend = launch.backend(weights[0].device)
     changed = [*weights, *m, *v, *largest, *rest[6:8]]
     if backend == "native":
-        _check(weights, grads, m, v, largest, *rest, tensors=False)
-        if extension.native().regularized_adamw_(weights, *old, *rest):
+        check(weights, grads, m, v, largest, *rest, tensors=False)
+        if operands.swept(extension.native().regularized_adamw_, check, weights, *old, *rest):
             torch.autograd.graph.increment_version(changed)
             return
-    _check(weights, grads, m, v, largest, *rest)
+    check(weights, grads, m, v, largest, *rest)
     operands.check_apart(OP, "weights", weights)
     new = [[checks.like_storage(t, w) for t, w in zip(ts, weights, strict=True)] if ts else [] for ts in old]
+    steps = [step.to(weights[0].device) for step in rest[0]]
     match backend:
         case "native":
-            operands.accepted(OP, extension.native().regularized_adamw_(weights, *new, *rest))
+            operands.accepted(OP, extension.native().regularized_adamw_(weights, *new, steps, *rest[1:]))
         case "triton":
             from sparse_ops.kernels import partials, regularized_adamw
 
-            steps, masks, groups, scopes, coefficients, brackets, statistics, candidates, *rule, found_inf = rest
-            device = weights[0].device
-            with launch.on(device):
-                steps = [step.to(device) for step in steps]
+            masks, groups, scopes, coefficients, brackets, statistics, candidates, *rule, found_inf = rest[1:]
+            with launch.on(weights[0].device):
                 states = [state for state in new[1:] if state]
                 plan = tables.plan(weights, new[0], masks, groups, states, steps, scopes=scopes)
                 sums = plan.partials()
@@ -89,7 +88,7 @@ def _regularized_adamw_(
                 partials.add_partials(sums, plan.chunk_scopes, statistics, found_inf)
         case "reference":
             g, a, b, c = map(operands.flat, new)
-            reference.regularized_adamw_(operands.flat(weights), g, a, b, c, *rest)
+            reference.regularized_adamw_(operands.flat(weights), g, a, b, c, steps, *rest[1:])
     for before, after in zip(m + v + largest, new[1] + new[2] + new[3], strict=True):
         if after is not before:
             before.copy_(after)

@@ -56,7 +56,7 @@ def _regularized_sgd_(weights: list[Tensor], grads: list[Tensor], momenta: list[
     changed = [*weights, *momenta, *rest[5:7]]
     if backend == "native":
         check(weights, grads, momenta, *rest, tensors=False)
-        if extension.native().regularized_sgd_(weights, grads, momenta, *rest):
+        if operands.swept(extension.native().regularized_sgd_, check, weights, grads, momenta, *rest):
             torch.autograd.graph.increment_version(changed)
             return
     check(weights, grads, momenta, *rest)

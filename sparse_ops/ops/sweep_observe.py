@@ -49,7 +49,7 @@ def _sweep_observe_(weights: list[Tensor], masks: list[Tensor], *rest: Any) -> N
     changed = [*weights, statistics, candidates] if masks else [statistics, candidates]
     if backend == "native":
         _check(weights, *shared, tensors=False)
-        if extension.native().sweep_observe_(weights, *shared):
+        if operands.swept(extension.native().sweep_observe_, _check, weights, *shared):
             torch.autograd.graph.increment_version(changed)
             return
     _check(weights, *shared)

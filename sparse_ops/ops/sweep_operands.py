@@ -1,7 +1,8 @@
 """Checks shared by the ops of the sweep: each raises an error that names the op, the argument and the value."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,25 @@ STATE = ("Tensor[] masks, Tensor[] groups, int[] scopes, Tensor coefficients, Te
          "Tensor(y!) statistics, Tensor(z!) candidates")  # fmt: skip
 
 
+def check_strided(op: str, name: str, tensors: Sequence[Tensor]) -> None:
+    """No tensor is sparse."""
+    for i, t in enumerate(tensors):
+        if t.layout is not torch.strided:
+            raise ValueError(f"{op}: {name}[{i}] is {t.layout}, expected a strided tensor")
+
+
+def check_memory(op: str, name: str, tensors: Sequence[Tensor]) -> None:
+    """What lies in memory is what the tensor holds: kernels, which go by addresses, write into it."""
+    for i, t in enumerate(tensors):
+        if t.is_neg() or t._is_zerotensor():
+            kind = "a negative view of its memory" if t.is_neg() else "a tensor of zeros without memory"
+            raise ValueError(f"{op}: {name}[{i}] is {kind}, shape {tuple(t.shape)}; clone() makes it a plain one")
+
+
 def check_dense(op: str, name: str, tensors: Sequence[Tensor]) -> None:
     """Every tensor is floating point and fills one block of memory."""
     checks.floating(op, name, tensors)
+    check_strided(op, name, tensors)
     for i, t in enumerate(tensors):
         if not checks.is_dense(t):
             raise ValueError(f"{op}: {name}[{i}] has gaps or overlaps, strides {t.stride()} for {tuple(t.shape)}")
@@ -24,6 +41,7 @@ def check_dense(op: str, name: str, tensors: Sequence[Tensor]) -> None:
 def check_like(op: str, name: str, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     """One floating point tensor per weight, of its shape, on its device."""
     checks.floating(op, name, tensors)
+    check_strided(op, name, tensors)
     if len(tensors) != len(weights):
         raise ValueError(f"{op}: {len(weights)} weights but {len(tensors)} {name}")
     for i, (t, w) in enumerate(zip(tensors, weights, strict=True)):
@@ -73,7 +91,7 @@ def check_penalty(op: str, penalty: str) -> None:
 
 
 def check_scalar(op: str, name: str, value: Tensor | None) -> None:
-    if value is not None and (value.numel() != 1 or not value.is_floating_point()):
+    if value is not None and (value.numel() != 1 or value.dtype not in checks.FLOATS):
         raise ValueError(f"{op}: {name} is {value.dtype} {tuple(value.shape)}, expected one floating point number")
 
 
@@ -97,7 +115,7 @@ def check_tensors(
     likes: Mapping[str, Sequence[Tensor]],
     packed: Mapping[str, Sequence[Tensor]],
 ) -> None:
-    """Dense weights on one device, and the lists that go with them, one entry per weight.
+    """Dense weights on one device, and the lists that go with them, one entry per weight; grads are only read.
 
     The C++ sweeps see at a glance that this holds and answer False where not: only then is it checked here, which
     took a quarter of a millisecond for ResNet-50's 161 tensors.
@@ -106,9 +124,21 @@ def check_tensors(
     checks.same_device(op, "weights", weights)
     for name, tensors in likes.items():
         check_like(op, name, tensors, weights)
+    for name, tensors in {"weights": weights, **likes}.items():
+        if name != "grads":
+            check_memory(op, name, tensors)
     for name, tensors in packed.items():
         check_packed(op, name, tensors, weights)
     check_scopes(op, scopes, weights, rows)
+
+
+def swept(kernel: Callable[..., bool], check: Callable[..., None], *arguments: Any) -> bool:
+    """The C++ sweep's answer. Where torch's dispatcher refuses the call, the checks name the tensor that it means."""
+    try:
+        return kernel(*arguments)
+    except RuntimeError:
+        check(*arguments)
+        raise
 
 
 def accepted(op: str, answer: bool) -> None:

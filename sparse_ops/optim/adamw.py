@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from sparse_ops.ops.bound_sweep import BoundAdamw
 from sparse_ops.ops.regularized_adamw import regularized_adamw_
-from sparse_ops.optim.fused import SweepInside, check_numbers, in_storage_of
+from sparse_ops.optim.fused import check_numbers, in_storage_of
+from sparse_ops.optim.steady import STEP, SteadySteps
 
 
-class AdamW(SweepInside, torch.optim.AdamW):
+class AdamW(SteadySteps, torch.optim.AdamW):
     """torch.optim.AdamW's rule, signature, parameter groups and state_dict, in one fused pass, with a sweep or without.
 
     The penalty of a sparsifier joins the gradient, as a term of the loss would; weight decay stays decoupled.
@@ -21,8 +23,10 @@ class AdamW(SweepInside, torch.optim.AdamW):
     the device. `state_dict` has them where torch.optim.AdamW keeps them: beside the weights if `fused` or `capturable`,
     else on the CPU. state_dtype=torch.float32 keeps the moments of half parameters in float32 (default: the parameter's
     dtype); a loaded state keeps the precision it was saved in. ValueError for differentiable=True and for sparse
-    gradients.
+    gradients. On the CPU a group that is updated whole is bound, see `SteadySteps`.
     """
+
+    _bound_sweep = BoundAdamw
 
     def __init__(
         self,
@@ -56,10 +60,19 @@ class AdamW(SweepInside, torch.optim.AdamW):
             fused=fused,
         )
         self._keep_state_in(state_dtype)
+        self.release()
 
-    def _update(self, group: dict[str, Any]) -> list[Tensor]:
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        amsgrad = bool(group["amsgrad"])
+    def _kept_state(self, group: dict[str, Any]) -> tuple[str, ...]:
+        moments = "exp_avg", "exp_avg_sq"
+        return (*moments, "max_exp_avg_sq", STEP) if group["amsgrad"] else (*moments, STEP)
+
+    def _numbers(self, group: dict[str, Any]) -> dict[str, Any]:
+        beta1, beta2 = map(float, group["betas"])
+        decays = {name: float(group[name]) for name in ("eps", "weight_decay")}
+        return {"beta1": beta1, "beta2": beta2, **decays, "maximize": bool(group["maximize"])}
+
+    def _any_update(self, group: dict[str, Any]) -> list[Tensor]:
+        amsgrad, numbers = bool(group["amsgrad"]), self._numbers(group)
         updated: list[Tensor] = []
         for bucket in self._buckets(group, lambda p: self._state_of(p, amsgrad)):
             states = bucket.states
@@ -81,14 +94,11 @@ class AdamW(SweepInside, torch.optim.AdamW):
                 *bucket.tables,
                 penalty=bucket.penalty,
                 lr=self._rate(group, bucket.params[0].device),
-                beta1=beta1,
-                beta2=beta2,
-                eps=float(group["eps"]),
-                weight_decay=float(group["weight_decay"]),
-                maximize=bool(group["maximize"]),
+                **numbers,
                 grad_scale=bucket.grad_scale,
                 found_inf=bucket.found_inf,
             )
+            self._bind(group, bucket)
             updated += bucket.params
         return updated
 

@@ -1,5 +1,5 @@
 // A table of bound lists under numbers that are never used twice.
-#include "sweep_bound.h"
+#include "bound_sweep.h"
 
 #include <mutex>
 #include <unordered_map>
@@ -10,7 +10,7 @@ namespace {
 
 struct Table {
   std::mutex mutex;
-  std::unordered_map<int64_t, std::shared_ptr<const BoundSweep>> entries;
+  std::unordered_map<int64_t, std::shared_ptr<const SweepLists>> entries;
   int64_t last = 0;
 };
 
@@ -21,16 +21,19 @@ Table& table() {
 
 }  // namespace
 
-int64_t sweep_bind(Tensors weights, Tensors momenta, Tensors masks, Tensors groups, Ints scopes) {
-  auto entry = std::make_shared<const BoundSweep>(BoundSweep{std::move(weights), std::move(momenta), std::move(masks),
-                                                             std::move(groups), std::move(scopes)});
+int64_t sweep_bind(Tensors weights, Tensors states, Tensors steps, Tensors masks, Tensors groups, Ints scopes) {
+  std::vector<Tensors> lists;
+  const auto n = static_cast<std::ptrdiff_t>(weights.size());
+  for (auto first = states.begin(); n > 0 && states.end() - first >= n; first += n) lists.emplace_back(first, first + n);
+  auto entry = std::make_shared<const SweepLists>(SweepLists{
+      std::move(weights), std::move(lists), std::move(steps), std::move(masks), std::move(groups), std::move(scopes)});
   const std::lock_guard<std::mutex> lock(table().mutex);
   table().entries.emplace(++table().last, std::move(entry));
   return table().last;
 }
 
 void sweep_release(int64_t bound) {
-  std::shared_ptr<const BoundSweep> entry;  // its tensors go after the lock
+  std::shared_ptr<const SweepLists> entry;  // its tensors go after the lock
   const std::lock_guard<std::mutex> lock(table().mutex);
   const auto found = table().entries.find(bound);
   if (found == table().entries.end()) return;
@@ -38,7 +41,7 @@ void sweep_release(int64_t bound) {
   table().entries.erase(found);
 }
 
-std::shared_ptr<const BoundSweep> bound_sweep(int64_t bound) {
+std::shared_ptr<const SweepLists> bound_sweep(int64_t bound) {
   const std::lock_guard<std::mutex> lock(table().mutex);
   const auto found = table().entries.find(bound);
   STD_TORCH_CHECK(found != table().entries.end(), "sparse_ops: there is no bound sweep ", bound);
