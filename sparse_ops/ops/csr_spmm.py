@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sparse_ops import checks, extension, formats, launch
-from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, like_layout, stored
+from sparse_ops.ops import transforms
+from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, is_grads_batch, like_layout, stored
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.reference import csr_spmm as reference
 
@@ -108,7 +109,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dvalues = csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[6]:
-        db = csr_spmm(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed)
+        product = torch.ops.sparse_ops.csr_spmm if is_grads_batch(dy) else csr_spmm
+        db = product(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
     dbias = dy.sum(0 if ctx.transposed else 1) if ctx.has_bias and ctx.needs_input_grad[8] else None
     daddend = dy if ctx.has_addend and ctx.needs_input_grad[9] else None
     return dvalues, *[None] * 5, db, None, dbias, daddend, None
@@ -149,7 +151,26 @@ def csr_spmm(
             if y is not None:  # 10 us less than with the checks of Python
                 return y
         return _csr_spmm(values, *pattern, b, transposed, bias, addend, activation)
+    if launch.transformed():
+        y = transforms.apply(_RULE, values, *pattern, b, transposed, None, None, "none")
+        return transforms.finish("csr_spmm", y, 1 if transposed else 0, bias, addend, activation)
     return torch.ops.sparse_ops.csr_spmm(values, *pattern, b, transposed, bias, addend, activation)
+
+
+def _fold(arguments: list[Any], dims: list[int | None]) -> Any:
+    """One product for a batch of b."""
+    (*head, b, transposed), tail, dim = arguments[:8], arguments[8:], dims[6]
+    if dim is None or any(d is not None for i, d in enumerate(dims) if i != 6):
+        return None
+    place = 0 if transposed else 1
+    b = b.movedim(dim, place)
+    folded = [*head, b.flatten(place, place + 1), transposed, *tail]
+    return folded, lambda y: (y.unflatten(place, b.shape[place : place + 2]), place)
+
+
+_RULE = transforms.Rule(
+    "csr_spmm", torch.ops.sparse_ops.csr_spmm, csr_spmm, _setup_context, _backward, (0, 6), _fold
+)
 
 
 @functools.cache
