@@ -82,9 +82,16 @@ def direct() -> bool:
 
 def transformed() -> bool:
     """True inside a transform of torch.func or a level of forward-mode AD: `ops.transforms` has the rules for them."""
-    return not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return _transforms()
+
+
+def _transforms() -> bool:
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# torch.compile enters the levels that it sees as it traces, so that it may ask then and take the answer as a constant.
+# This is what torch.compiler.assume_constant_result does, whose import takes a second.
+_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def isa() -> str:

@@ -73,8 +73,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    dy, b = ctx.saved_tensors[:2]
-    pattern: formats.Tensors = ctx.saved_tensors[2:]
+    saved = ctx.saved_tensors  # once: as in csr_spmm
+    dy, b = saved[:2]
+    pattern: formats.Tensors = saved[2:]
     from sparse_ops.ops.csr_spmm import csr_spmm  # which imports this file: each is the other's gradient
 
     product = torch.ops.sparse_ops.csr_spmm if is_grads_batch(g) else csr_spmm
@@ -110,6 +111,17 @@ def csr_sddmm(
     return torch.ops.sparse_ops.csr_sddmm(*arguments)
 
 
+def _plain(dy: Tensor, b: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.csr_sddmm(dy, b, row_offsets, columns, rest[3])
+
+
 _RULE = transforms.Rule(
-    "csr_sddmm", torch.ops.sparse_ops.csr_sddmm, csr_sddmm, _setup_context, _backward, (0, 1), transforms.no_fold
+    "csr_sddmm",
+    torch.ops.sparse_ops.csr_sddmm,
+    csr_sddmm,
+    _plain,
+    _setup_context,
+    _backward,
+    (0, 1),
+    transforms.no_fold,
 )

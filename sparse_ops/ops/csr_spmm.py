@@ -102,10 +102,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    values, b = ctx.saved_tensors[0], ctx.saved_tensors[6]
-    pattern: formats.Tensors = ctx.saved_tensors[1:6]
+    saved = ctx.saved_tensors  # once: torch.utils.checkpoint makes them anew at each access, and refuses a second
+    values, b = saved[0], saved[6]
+    pattern: formats.Tensors = saved[1:6]
     if ctx.relu:
-        dy = torch.ops.aten.threshold_backward(dy, ctx.saved_tensors[7], 0)
+        dy = torch.ops.aten.threshold_backward(dy, saved[7], 0)
     dvalues = csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[6]:
@@ -157,6 +158,10 @@ def csr_spmm(
     return torch.ops.sparse_ops.csr_spmm(values, *pattern, b, transposed, bias, addend, activation)
 
 
+def _plain(values: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.csr_spmm(values, row_offsets, columns, *rest[3:])
+
+
 def _fold(arguments: list[Any], dims: list[int | None]) -> Any:
     """One product for a batch of b."""
     (*head, b, transposed), tail, dim = arguments[:8], arguments[8:], dims[6]
@@ -169,7 +174,7 @@ def _fold(arguments: list[Any], dims: list[int | None]) -> Any:
 
 
 _RULE = transforms.Rule(
-    "csr_spmm", torch.ops.sparse_ops.csr_spmm, csr_spmm, _setup_context, _backward, (0, 6), _fold
+    "csr_spmm", torch.ops.sparse_ops.csr_spmm, csr_spmm, _plain, _setup_context, _backward, (0, 6), _fold
 )
 
 

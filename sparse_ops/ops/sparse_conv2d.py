@@ -97,7 +97,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         dy = torch.ops.aten.threshold_backward(dy, pattern.pop(), 0)
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
-        dx = sparse_conv2d_input_grad.sparse_conv2d_input_grad(dy, values, *pattern, x.shape[2:], *ctx.window)
+        rest: list[Any] = [*pattern, x.shape[2:], *ctx.window]
+        dx = sparse_conv2d_input_grad.sparse_conv2d_input_grad(dy, values, *rest)
     if ctx.needs_input_grad[1]:
         dvalues = sparse_conv2d_weight_grad.sparse_conv2d_weight_grad(x, dy, *pattern, *ctx.window)
     if ctx.has_bias and ctx.needs_input_grad[7]:
@@ -148,11 +149,22 @@ def sparse_conv2d(
                 return y
         return _sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)
     if launch.transformed():
-        y = transforms.apply(RULE, x, values, *pattern, None, *window, None, "none")
+        y = transforms.apply(_RULE, x, values, *pattern, None, *window, None, "none")
         return transforms.finish(NAME, y, 1, bias, addend, activation)
     return torch.ops.sparse_ops.sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)
 
 
-RULE = transforms.Rule(
-    NAME, torch.ops.sparse_ops.sparse_conv2d, sparse_conv2d, _setup_context, _backward, (0, 1), transforms.fold_images
+def _plain(x: Tensor, values: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.sparse_conv2d(x, values, row_offsets, columns, *rest[3:])
+
+
+_RULE = transforms.Rule(
+    NAME,
+    torch.ops.sparse_ops.sparse_conv2d,
+    sparse_conv2d,
+    _plain,
+    _setup_context,
+    _backward,
+    (0, 1),
+    transforms.fold_images,
 )

@@ -113,10 +113,18 @@ def sparse_conv2d_input_grad(
     return torch.ops.sparse_ops.sparse_conv2d_input_grad(*arguments)
 
 
+def _plain(dy: Tensor, values: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    t_row_offsets, _, _, input_size, kernel_size, stride, padding, dilation, groups = rest
+    n_in = (t_row_offsets.numel() - 1) // (kernel_size[0] * kernel_size[1]) * groups
+    inputs = dy, values, row_offsets, columns, n_in, input_size
+    return reference.sparse_conv2d_input_grad(*inputs, kernel_size, stride, padding, dilation, groups)
+
+
 _RULE = transforms.Rule(
     NAME,
     torch.ops.sparse_ops.sparse_conv2d_input_grad,
     sparse_conv2d_input_grad,
+    _plain,
     _setup_context,
     _backward,
     (0, 1),

@@ -89,7 +89,8 @@ def _backward(ctx: Any, ddvalues: Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[0]:
         from sparse_ops.ops.sparse_conv2d_input_grad import sparse_conv2d_input_grad  # each is the other's gradient
 
-        grad_x = sparse_conv2d_input_grad(dy, ddvalues, *pattern, x.shape[2:], *ctx.window)
+        rest: list[Any] = [*pattern, x.shape[2:], *ctx.window]
+        grad_x = sparse_conv2d_input_grad(dy, ddvalues, *rest)
     if ctx.needs_input_grad[1]:
         grad_dy = operands.convolution()(x, ddvalues, *pattern, None, *ctx.window)
     return grad_x, grad_dy, *(10 * [None])
@@ -124,10 +125,15 @@ def sparse_conv2d_weight_grad(
     return torch.ops.sparse_ops.sparse_conv2d_weight_grad(*arguments)
 
 
+def _plain(x: Tensor, dy: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, *rest[3:])
+
+
 _RULE = transforms.Rule(
     NAME,
     torch.ops.sparse_ops.sparse_conv2d_weight_grad,
     sparse_conv2d_weight_grad,
+    _plain,
     _setup_context,
     _backward,
     (0, 1),

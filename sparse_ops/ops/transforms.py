@@ -24,13 +24,15 @@ Fold = Callable[[list[Any], list[int | None]], tuple[list[Any], Callable[[Tensor
 class Rule:
     """An op that is linear in each of two arguments, both of them tensors.
 
-    op: the registered op; call: the public function over it. setup_context, backward: as register_autograd has them.
+    op: the registered op; call: the public function over it; plain: the reference with the arguments of op.
+    setup_context, backward: as register_autograd has them.
     linear: the two positions. fold: how a batch becomes one call, None where it does not; then it is a call for each.
     """
 
     name: str
     op: Callable[..., Tensor]
     call: Callable[..., Tensor]
+    plain: Callable[..., Tensor]
     setup_context: Callable[..., None]
     backward: Callable[..., tuple[Any, ...]]
     linear: tuple[int, int]
@@ -38,14 +40,19 @@ class Rule:
 
 
 def apply(rule: Rule, *arguments: Any) -> Tensor:
-    """rule.op(*arguments), all of its arguments given, for any transform and any level of forward-mode AD."""
+    """rule.op(*arguments), all of its arguments given, for any transform and any level of forward-mode AD.
+
+    torch.compile takes no autograd.Function inside a transform; ops of torch with the weight made dense it does.
+    """
+    if torch.compiler.is_compiling():
+        return rule.plain(*arguments)
     levels = torch._C._functorch.get_interpreter_stack() or []
     functional = [level.key() == TransformType.Functionalize for level in levels]
     if levels and all(functional):
         return rule.op(*arguments)
     if any(functional):
         raise NotImplementedError(f"{rule.name}: torch.func.functionalize around or inside another transform")
-    return _Function.apply(*arguments, rule)  # type: ignore[no-any-return]
+    return _Function.apply(*arguments, rule)
 
 
 def finish(name: str, y: Tensor, dim: int, bias: Tensor | None, addend: Tensor | None, activation: str) -> Tensor:
