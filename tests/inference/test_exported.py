@@ -120,6 +120,8 @@ def test_a_damaged_file_is_named_without_noise(forms, tmp_path, capfd, caplog):
     export(model, example, good)
     whole = good.read_bytes()
     middle = len(whole) // 2
+    values = load_exported(good).layers()[0][1].values.numpy().tobytes()
+    changed = whole.index(values)
     damaged = {
         "empty": b"",
         "one byte": whole[:1],
@@ -127,6 +129,7 @@ def test_a_damaged_file_is_named_without_noise(forms, tmp_path, capfd, caplog):
         "half": whole[:middle],
         "without its last byte": whole[:-1],
         "without its last 100": whole[:-100],
+        "a weight changed": whole[:changed] + bytes(8) + whole[changed + 8 :],  # torch reads that
         "zeros inside": whole[: middle - 50] + bytes(100) + whole[middle + 50 :],
     }
     caplog.clear()

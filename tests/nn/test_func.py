@@ -28,10 +28,10 @@ def make(kind):
     """(dense, sparse, x) in float64."""
     torch.manual_seed(0)
     if kind == "linear":
-        dense, x = nn.Linear(6, 4), torch.randn(3, 6)
+        dense, x = nn.Linear(6, 4, bias=False), torch.randn(3, 6)
         return pruned(dense.double()), SparseLinear.from_dense(dense), x.double()
     if kind == "one sample":
-        dense, x = nn.Linear(6, 4, bias=False), torch.randn(6)
+        dense, x = nn.Linear(6, 4), torch.randn(6)
         return pruned(dense.double()), SparseLinear.from_dense(dense), x.double()
     dense, x = nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.randn(2, 4, 5, 3)
     return pruned(dense.double()), SparseConv2d.from_dense(dense), x.double()
