@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,12 @@ def optimizer(op: str, value: Any) -> None:
     """TypeError for what is no optimiser of torch.optim's kind."""
     if not isinstance(value, torch.optim.Optimizer):
         raise TypeError(f"{op}: optimizer is of type {type(value).__name__}, expected a torch.optim.Optimizer")
+
+
+def path(op: str, value: Any) -> None:
+    """TypeError for what is no path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{op}: path is of type {type(value).__name__}, expected a path")
 
 
 def at_least_0(op: str, name: str, value: Any) -> None:

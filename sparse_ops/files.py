@@ -160,7 +160,7 @@ def verify(path: str | os.PathLike[str]) -> FileReport:
     another version or inconsistent raises ValueError that names the file and what is wrong. Nothing is made dense:
     memory is in proportion to the file (12 times its size measured), whatever shapes it states.
     """
-    _check_path("verify(path)", path)
+    checks.path("verify(path)", path)
     rows, dense_bytes = [], 0
     with _naming(path):
         tensors, header = _read(path)
@@ -186,16 +186,10 @@ def _countable(t: Tensor) -> Tensor:
     return t.view(signed.get(t.dtype, t.dtype))
 
 
-def _check_path(call: str, path: Any) -> None:
-    """TypeError for what is no path."""
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{call}: path is of type {type(path).__name__}, expected a path")
-
-
 def _check_arguments(call: str, model: Any, path: Any) -> None:
     """TypeError that says which argument is what, as where the two are swapped."""
     checks.module(call, model)
-    _check_path(call, path)
+    checks.path(call, path)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from sparse_ops import extension
 
@@ -55,13 +56,14 @@ def unseen(tensors: Sequence[Tensor]) -> bool:
     """True where nobody watches the dispatcher, so that an op without autograd may be called as a plain function.
 
     Handing lists of tensors to the dispatcher and back costs 0.3 us a tensor. A compiler, a dispatch mode, a functional
-    transform, autograd and tensor subclasses have to see the op.
+    transform, autograd of either mode and tensor subclasses have to see the op.
     """
     return not (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or not _PLAIN.issuperset(map(type, tensors))
     )
 
@@ -74,7 +76,22 @@ def direct() -> bool:
         and extension.failure() is None
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
     )
+
+
+def transformed() -> bool:
+    """True inside a transform of torch.func or a level of forward-mode AD: `ops.transforms` has the rules for them."""
+    return _transforms()
+
+
+def _transforms() -> bool:
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# torch.compile enters the levels that it sees as it traces, so that it may ask then and take the answer as a constant.
+# This is what torch.compiler.assume_constant_result does, whose import takes a second.
+_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def isa() -> str:

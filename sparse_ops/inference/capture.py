@@ -1,6 +1,7 @@
 """A model as a graph of functional ATen ops, captured with an example by torch.export."""
 
 import copy
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -57,7 +58,9 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         raise TypeError(f"{WHAT}: the example is without a tensor, expected what the model is called with")
     if any(t.numel() == 0 for t in tensors):
         empty = next(t for t in tensors if t.numel() == 0)
-        raise ValueError(f"{WHAT}: a tensor of the example is empty, of shape {tuple(empty.shape)}")
+        raise ValueError(
+            f"{WHAT}: a tensor of the example is empty, of shape {tuple(empty.shape)}; take one as large as calls have"
+        )
     if any(isinstance(module, swap.SparseModule) for module in model.modules()):
         model = swap.densify(model)
     batch = {t.shape[0] if t.dim() else 0 for t in tensors}
@@ -177,6 +180,23 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def _masks_unseen() -> Iterator[None]:
+    """A mask is a mask: torch's Transformers look whether its values are those of a causal one, which saves them time.
+
+    A graph holds no such branch. With the mask as it is given they compute the same.
+    """
+    module: Any = nn.modules.transformer
+    before = getattr(module, "_detect_is_causal_mask", None)
+    if before is not None:
+        module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        if before is not None:
+            module._detect_is_causal_mask = before
+
+
 def _restore(model: nn.Module, buffers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
     """Put buffers back; the names of those that had changed."""
     changed = []
@@ -198,7 +218,7 @@ def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: bool
 ) -> torch.export.ExportedProgram:
     try:
-        with choice._evaluating(model), choice._layer_by_layer(), torch.no_grad():
+        with choice._evaluating(model), choice._layer_by_layer(), _masks_unseen(), torch.no_grad():
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes(args, kwargs) if free else None,
                 strict=False,
@@ -240,10 +260,21 @@ def _tidy(graph: fx.GraphModule) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that torch's graphs give about their own code when they are made and copied."""
+    """Without what torch says about its own code when graphs are made, copied and read, in warnings and in logs."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental.symbolic_shapes")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        for logger in loggers:
+            logger.addFilter(_nothing)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def attribute(module: nn.Module, path: str) -> Any:

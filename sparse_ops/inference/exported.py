@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparse_ops import checks
 from sparse_ops._version import __version__
 from sparse_ops.inference import capture, fuse, layout, machine, optimize
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
@@ -30,6 +32,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
     without the model's code. The file holds weights, forms and layouts, and what they were measured on: instruction
     set, threads, batch. The example's numbers are not in it.
     """
+    checks.path("export(model, example, path)", path)
+    checks.module("export(model, example, path)", model)
     path = Path(path)
     if path.suffix != ".pt2":
         raise ValueError(f"export: path is {os.fspath(path)!r}, expected a name that ends in .pt2")
@@ -74,35 +78,24 @@ def load_exported(path: str | os.PathLike[str], *, verbose: bool = False) -> Inf
     again, here, on random input of the example's shapes. Raises ValueError that names the file where it is damaged or
     was not written by `export`.
     """
+    checks.path("load_exported(path)", path)
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
-    extra = {ENTRY: ""}
+    program, graph, header = _read(path)
     try:
-        with capture.quiet(), path.open("rb") as file:
-            program = torch.export.load(file, extra_files=extra)
-            graph = program.module()
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: it is damaged, or no file of torch.export: {first}") from error
-    if not extra[ENTRY]:
-        raise ValueError(f"{path}: a file of torch.export, but not of sparse_ops.export; torch.export.load reads it")
-    header = json.loads(extra[ENTRY])
-    if header.get("version") != VERSION:
-        raise ValueError(f"{path}: its version is {header.get('version')!r}, this sparse_ops reads {VERSION}")
-    assert isinstance(graph, fx.GraphModule)
-    capture._tidy(graph)
-    report = header["report"]
-    _lift(graph, {row["name"]: row["choice"] for row in report["layers"]})
-    rows = tuple(LayerRow(**row | {"shape": tuple(row["shape"])}) for row in report["layers"])
-    found = InferenceReport(**report | {"layers": rows})
-    args, kwargs = _random(program)
-    parameters = header["parameters"]
-    parameters = Parameters(**parameters | {"order": tuple(parameters["order"])})
-    signature = Signature(args, kwargs, parameters, header["least_batch"])
-    result = InferenceNetwork(graph, signature, found)
+        report, parameters = header["report"], header["parameters"]
+        _lift(graph, {row["name"]: row["choice"] for row in report["layers"]})
+        rows = tuple(LayerRow(**row | {"shape": tuple(row["shape"])}) for row in report["layers"])
+        found = InferenceReport(**report | {"layers": rows})
+        args, kwargs = _random(program)
+        parameters = Parameters(**parameters | {"order": tuple(parameters["order"])})
+        signature = Signature(args, kwargs, parameters, header["least_batch"])
+        result = InferenceNetwork(graph, signature, found)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {ENTRY} in it does not fit its graph: {type(error).__name__}: {error}") from error
     if machine.differs(found.machine):
         with torch.no_grad():
             wanted = result(*args, **kwargs)
@@ -111,6 +104,37 @@ def load_exported(path: str | os.PathLike[str], *, verbose: bool = False) -> Inf
     if verbose:
         print(result.report())
     return result
+
+
+def _read(path: Path) -> tuple[torch.export.ExportedProgram, fx.GraphModule, dict[str, Any]]:
+    """What a file holds: the program, its graph and the header. Raises ValueError that names the file.
+
+    torch's own reader logs a traceback where a file is no archive, and does not look at checksums.
+    """
+    extra = {ENTRY: ""}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        with capture.quiet(), path.open("rb") as file:
+            program = torch.export.load(file, extra_files=extra)
+            graph = program.module()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = "parts of one are missing" if "warnings above" in first else first  # which are torch's log
+        raise ValueError(f"{path}: it is damaged, or no file of torch.export: {first}") from error
+    if not extra[ENTRY]:
+        raise ValueError(f"{path}: a file of torch.export, but not of sparse_ops.export; torch.export.load reads it")
+    try:
+        header = json.loads(extra[ENTRY])
+    except ValueError as error:
+        raise ValueError(f"{path}: {ENTRY} in it is no JSON: {error}") from error
+    version = header.get("version") if isinstance(header, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{path}: its version is {version!r}, this sparse_ops reads {VERSION}")
+    assert isinstance(graph, fx.GraphModule)
+    capture._tidy(graph)
+    return program, graph, header
 
 
 def _program(result: InferenceNetwork, args: Any, kwargs: Any) -> tuple[torch.export.ExportedProgram, bool]:

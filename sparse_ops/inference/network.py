@@ -2,13 +2,13 @@
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sparse_ops.inference import capture
 from sparse_ops.inference.fuse import layer_nodes
@@ -102,6 +102,26 @@ class InferenceNetwork(nn.Module):
         """Refuses True: norms are folded into weights. A parent that goes into training mode leaves it as it is."""
         if mode and sys._getframe(1).f_code is not nn.Module.train.__code__:
             raise ValueError("this network is for inference: norms are folded into its weights; train the model itself")
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InferenceNetwork":
+        """Refuses another dtype, as of `.to(dtype)`: constants of the graph and its times are those of the present one.
+
+        Norms that are float32 in a network of bfloat16 stay so.
+        """
+        own = getattr(torch, self._report.dtype)
+        wanted = fn(torch.empty(0, dtype=own)).dtype
+        if wanted != own:
+            raise ValueError(
+                f"this network computes in {self._report.dtype} and cannot be converted to {wanted}: "
+                "sparse_ops.optimize_for_inference(model, example, dtype=...) makes one of float32 or bfloat16"
+            )
+
+        def keeping(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return moved if moved.dtype == t.dtype else t.to(moved.device)
+
+        super()._apply(keeping, recurse)
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

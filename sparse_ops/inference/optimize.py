@@ -20,6 +20,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The largest difference from the model that rounding explains, relative to its largest output.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
+_aten = torch.ops.aten
+RECURRENT = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)
+
 
 def optimize_for_inference(
     model: nn.Module, example: Any, *, dtype: str | torch.dtype = "float32", verbose: bool = False
@@ -192,6 +195,10 @@ def cast(graph: fx.GraphModule, dtype: torch.dtype) -> None:
         elif node.op == "call_function":
             node.args = pytree.tree_map_only(torch.dtype, lambda d: torch.float32 if d in asked else d, node.args)
             node.kwargs = pytree.tree_map_only(torch.dtype, lambda d: torch.float32 if d in asked else d, node.kwargs)
+            if node.target in RECURRENT:  # their states, zeros of the model's dtype where none are given
+                with graph.graph.inserting_before(node):
+                    states = fx.node.map_arg(node.args[1], lambda n: converted(n, dtype))
+                node.args = (node.args[0], states, *node.args[2:])
         elif node.op == "output":
 
             def back(n: fx.Node) -> fx.Node:

@@ -159,8 +159,10 @@ class Signature:
         if free:
             batches[name] = shape[0]
             if shape[0] < (self.least_batch or 0):
+                way = "leave out the call" if shape[0] == 0 else "optimise once more for one"
                 raise ValueError(
-                    f"argument {name} is {shape}, this network is for a first dimension of {self.least_batch} or more"
+                    f"argument {name} is {shape}, this network is for a first dimension of {self.least_batch} or more; "
+                    + way
                 )
         if x.dtype == own.dtype:
             return x

@@ -47,16 +47,20 @@ class SparseModule(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def _checked(cls, pattern: Pattern, values: Tensor) -> Pattern:
-        """The pattern; TypeError for what is none, as for the sizes that a dense layer is made with."""
+    def _checked(cls, pattern: Any, values: Any, bias: Any) -> tuple[Pattern, Tensor]:
+        """(pattern, values); TypeError for what is none, as for the sizes that a dense layer is made with."""
         for name, value, kind in (("pattern", pattern, Pattern), ("values", values, Tensor)):
             if not isinstance(value, kind):
-                given = value if isinstance(value, int) else f"a {type(value).__name__}"
                 raise TypeError(
-                    f"{cls.__name__}: {name} is {given}, expected a {kind.__name__}; "
+                    f"{cls.__name__}: {name} is {described(value)}, expected a {kind.__name__}; "
                     f"{cls.__name__}.from_dense makes the layer from a dense one"
                 )
-        return pattern
+        for name, value in (("values", values), ("bias", bias)):
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{cls.__name__}: {name} is {described(value)}, expected a Tensor or None")
+            if value is not None and not value.is_floating_point():
+                raise TypeError(f"{cls.__name__}: {name} is {value.dtype}, expected a floating point tensor")
+        return pattern, values
 
     def set_weight(self, pattern: Pattern, values: Tensor | nn.Parameter) -> None:
         """Hold `values` (nnz,) at the positions of `pattern` from now on; the parameter stays the same object."""
@@ -151,6 +155,21 @@ class SparseModule(nn.Module):
         if tuple(weight.shape) != self.weight_shape:
             raise ValueError(f"the dense weight is {tuple(weight.shape)}, expected {self.weight_shape}")
         return Pattern.from_dense(weight)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What a layer computes in where torch.autocast says so; it leaves float64 and integers alone."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    if x.dtype == torch.float64 or not x.is_floating_point():
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def described(value: Any) -> str:
+    """A wrong argument in a few words."""
+    return repr(value) if value is None or isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
 def matrix_shape(weight_shape: Sequence[int]) -> tuple[int, int]:

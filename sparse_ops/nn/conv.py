@@ -1,14 +1,14 @@
 """SparseConv2d: a convolution that stores and computes only with its live weights."""
 
+import operator
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from sparse_ops.formats import Pattern
-from sparse_ops.nn.base import SparseModule, dense_weight
+from sparse_ops.nn.base import SparseModule, autocast_dtype, dense_weight, described
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -21,15 +21,15 @@ class SparseConv2d(SparseModule):
     the quickest), and answers in the same layout; under torch.autocast it computes in the autocast dtype, as nn.Conv2d
     does. pattern: where the matrix (out_channels, in_channels / groups * kh * kw) holds `values` (nnz,). bias:
     (out_channels,) or None; parameters given are shared, tensors become parameters. The other arguments mean what they
-    mean for torch.nn.Conv2d, as pairs.
+    mean for torch.nn.Conv2d, as pairs. The buffers of the pattern are trusted, as SparseLinear's.
     """
 
     def __init__(
         self,
         pattern: Pattern,
-        values: Tensor | nn.Parameter,
-        bias: Tensor | nn.Parameter | None,
-        kernel_size: Sequence[int],
+        values: Tensor | nn.Parameter | None = None,
+        bias: Tensor | nn.Parameter | None = None,
+        kernel_size: Sequence[int] | None = None,
         stride: Sequence[int] = (1, 1),
         padding: Sequence[int] | str = (0, 0),
         dilation: Sequence[int] = (1, 1),
@@ -37,11 +37,16 @@ class SparseConv2d(SparseModule):
         padding_mode: PaddingMode = "zeros",
     ):
         super().__init__()
-        self._checked(pattern, values)
+        pattern, values = self._checked(pattern, values, bias)
         if padding_mode not in get_args(PaddingMode):
             raise ValueError(f"SparseConv2d: padding_mode is {padding_mode!r}, expected one of {get_args(PaddingMode)}")
-        self.kernel_size, self.stride, self.dilation = (_pair(v) for v in (kernel_size, stride, dilation))
-        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride, self.dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+        self.padding = padding if isinstance(padding, str) else _pair("padding", padding, 0)
+        if isinstance(groups, bool) or not isinstance(groups, int):
+            raise TypeError(f"SparseConv2d: groups is {groups!r}, expected an integer")
+        if groups < 1 or pattern.shape[0] % groups:
+            raise ValueError(f"SparseConv2d: groups is {groups}, expected a divisor of {pattern.shape[0]} channels")
         self.groups, self.padding_mode = groups, padding_mode
         taps = self.kernel_size[0] * self.kernel_size[1]
         self.out_channels, self.in_channels = pattern.shape[0], pattern.shape[1] // taps * groups
@@ -59,7 +64,7 @@ class SparseConv2d(SparseModule):
         The bias stays the same parameter, the training flag and requires_grad are kept.
         """
         if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"SparseConv2d.from_dense: got {type(conv).__name__}, expected torch.nn.Conv2d")
+            raise TypeError(f"SparseConv2d.from_dense: conv is {described(conv)}, expected a torch.nn.Conv2d")
         weight = dense_weight(conv)
         pattern, values = Pattern.from_dense(weight)
         layer = cls(
@@ -108,13 +113,13 @@ class SparseConv2d(SparseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ...), or both without N."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"SparseConv2d: x is {described(x)}, expected a Tensor (N, C, H, W) or (C, H, W)")
         if x.dim() not in (3, 4):
             raise ValueError(f"SparseConv2d: x is {tuple(x.shape)}, expected (N, C, H, W) or (C, H, W)")
         values: Tensor = self.values
         bias: Tensor | None = self.bias
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+        dtype = autocast_dtype(x)
         y = x if x.dim() == 4 else x.unsqueeze(0)
         left, right, top, bottom = sides = self._sides()
         if self.padding_mode != "zeros":
@@ -122,6 +127,8 @@ class SparseConv2d(SparseModule):
             left = top = 0
         elif left != right or top != bottom:
             y = pad(y, (0, right - left, 0, bottom - top))
+        if dtype is not None:  # behind the padding, which autocast computes in float32
+            y, values, bias = y.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
         y = sparse_conv2d(
             y,
             values,
@@ -150,6 +157,12 @@ class SparseConv2d(SparseModule):
         return ", ".join(parts)
 
 
-def _pair(value: Sequence[int]) -> tuple[int, int]:
-    height, width = value
-    return int(height), int(width)
+def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
+    """Two integers; TypeError or ValueError that names the argument."""
+    try:
+        height, width = map(operator.index, value)
+    except (TypeError, ValueError):
+        raise TypeError(f"SparseConv2d: {name} is {value!r}, expected two integers") from None
+    if min(height, width) < least:
+        raise ValueError(f"SparseConv2d: {name} is {(height, width)}, expected at least {least}")
+    return height, width

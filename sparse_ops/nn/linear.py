@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_ops.formats import Pattern
-from sparse_ops.nn.base import SparseModule, dense_weight
+from sparse_ops.nn.base import SparseModule, autocast_dtype, dense_weight, described
 from sparse_ops.ops.csr_spmm import csr_spmm, plain_linear
 
 
@@ -14,11 +14,16 @@ class SparseLinear(SparseModule):
     x: (..., in_features) of the dtype of `values`, any number of leading dimensions, also none; under torch.autocast it
     computes in the autocast dtype, as nn.Linear does. pattern: where W holds `values` (nnz,). bias: (out_features,) or
     None; parameters given are shared, tensors become parameters.
+
+    The buffers of the pattern are trusted at each call, which takes 5 us for a small layer: numbers written into them
+    by hand (`layer.columns[0] = 99`) may read memory that is not the layer's, or crash. `set_weight`,
+    `Pattern.from_csr` and `load_state_dict` are the ways to another pattern; the latter two check it.
     """
 
-    def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, pattern: Pattern, values: Tensor | None = None, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.out_features, self.in_features = self.weight_shape = self._checked(pattern, values).shape
+        pattern, values = self._checked(pattern, values, bias)
+        self.out_features, self.in_features = self.weight_shape = pattern.shape
         self.set_weight(pattern, values)
         if bias is not None and bias.shape != (self.out_features,):
             raise ValueError(f"SparseLinear: the bias is {tuple(bias.shape)}, expected ({self.out_features},)")
@@ -31,7 +36,7 @@ class SparseLinear(SparseModule):
         The bias stays the same parameter, the training flag and requires_grad are kept.
         """
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"SparseLinear.from_dense: got {type(linear).__name__}, expected torch.nn.Linear")
+            raise TypeError(f"SparseLinear.from_dense: linear is {described(linear)}, expected a torch.nn.Linear")
         weight = dense_weight(linear)
         pattern, values = Pattern.from_dense(weight)
         layer = cls(pattern, nn.Parameter(values, requires_grad=weight.requires_grad), linear.bias)
@@ -52,13 +57,19 @@ class SparseLinear(SparseModule):
             y = plain_linear(x, held.get("values"), places["row_offsets"], places["columns"], shift, self.in_features)
             if y is not None:
                 return y
+        if not isinstance(x, Tensor):
+            raise TypeError(f"SparseLinear: x is {described(x)}, expected a Tensor (..., {self.in_features})")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"SparseLinear: x is {tuple(x.shape)}, expected (..., {self.in_features})")
+            n = self.in_features
+            raise ValueError(
+                f"SparseLinear: x is {tuple(x.shape)}, expected (..., {n}): the layer's in_features is {n}"
+            )
         values: Tensor = self.values
         bias: Tensor | None = self.bias
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # autocast leaves float64 alone
-            dtype = torch.get_autocast_dtype(x.device.type)
+        if (dtype := autocast_dtype(x)) is not None:
             x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+        if x.dtype != values.dtype:
+            raise TypeError(f"SparseLinear: x is {x.dtype}, the layer's values are {values.dtype}")
         y = csr_spmm(values, *self.pattern_tensors(), x.reshape(-1, self.in_features), True, bias)
         return y.view(*x.shape[:-1], self.out_features)
 

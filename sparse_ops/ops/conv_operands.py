@@ -1,11 +1,11 @@
 """What the sparse convolution ops check alike: the pattern against the channels, the window against the image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, recycling
+from sparse_ops import checks, launch, recycling
 from sparse_ops.layouts import is_batch_last
 
 # Of every op: where the values stand, and how the window moves. Sizes are (height, width).
@@ -63,6 +63,19 @@ def check_image(op: str, name: str, image: Tensor, n_channels: int, size: Sequen
         raise ValueError(f"{op}: {name} has {image.shape[1]} channels, the weight {n_channels}")
     if size is not None and (image.shape[2] != size[0] or image.shape[3] != size[1]):
         raise ValueError(f"{op}: {name} has {tuple(image.shape[2:])} pixels, expected {tuple(size)}")
+
+
+def convolution() -> Callable[..., Tensor]:
+    """`sparse_conv2d` for a backward pass, whose op sees every kind of tensor that autograd hands to it.
+
+    Imported late: it is the gradient of its gradients.
+    """
+    if launch.transformed():
+        from sparse_ops.ops.sparse_conv2d import sparse_conv2d
+
+        return sparse_conv2d
+    op: Callable[..., Tensor] = torch.ops.sparse_ops.sparse_conv2d
+    return op
 
 
 def is_channels_last(image: Tensor) -> bool:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sparse_ops import checks, extension, formats, launch
-from sparse_ops.ops.csr_operands import for_gradient, stored
+from sparse_ops.ops import transforms
+from sparse_ops.ops.csr_operands import for_gradient, is_grads_batch, stored
 from sparse_ops.reference import csr_sddmm as reference
 
 torch.library.define(
@@ -72,14 +73,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    dy, b = ctx.saved_tensors[:2]
-    pattern: formats.Tensors = ctx.saved_tensors[2:]
+    saved = ctx.saved_tensors  # once: as in csr_spmm
+    dy, b = saved[:2]
+    pattern: formats.Tensors = saved[2:]
     from sparse_ops.ops.csr_spmm import csr_spmm  # which imports this file: each is the other's gradient
 
-    ddy = csr_spmm(g, *pattern, b, ctx.transposed) if ctx.needs_input_grad[0] else None
+    product = torch.ops.sparse_ops.csr_spmm if is_grads_batch(g) else csr_spmm
+    ddy = product(g, *pattern, b, ctx.transposed, None) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[1]:
-        db = csr_spmm(g.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed)
+        db = product(g.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
     return ddy, db, *[None] * 6
 
 
@@ -102,6 +105,23 @@ def csr_sddmm(
     accumulated in float32. row_offsets to t_permutation: the tensors of a `formats.Pattern`, trusted to be consistent.
     Returns (nnz,). It is the gradient of `csr_spmm` by its values; differentiable in dy and b, twice.
     """
-    return torch.ops.sparse_ops.csr_sddmm(
-        dy, b, row_offsets, columns, t_row_offsets, t_columns, t_permutation, transposed
-    )
+    arguments = dy, b, row_offsets, columns, t_row_offsets, t_columns, t_permutation, transposed
+    if launch.transformed():
+        return transforms.apply(_RULE, *arguments)
+    return torch.ops.sparse_ops.csr_sddmm(*arguments)
+
+
+def _plain(dy: Tensor, b: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.csr_sddmm(dy, b, row_offsets, columns, rest[3])
+
+
+_RULE = transforms.Rule(
+    "csr_sddmm",
+    torch.ops.sparse_ops.csr_sddmm,
+    csr_sddmm,
+    _plain,
+    _setup_context,
+    _backward,
+    (0, 1),
+    transforms.no_fold,
+)

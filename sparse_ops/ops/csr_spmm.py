@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sparse_ops import checks, extension, formats, launch
-from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, like_layout, stored
+from sparse_ops.ops import transforms
+from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, is_grads_batch, like_layout, stored
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.reference import csr_spmm as reference
 
@@ -101,14 +102,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    values, b = ctx.saved_tensors[0], ctx.saved_tensors[6]
-    pattern: formats.Tensors = ctx.saved_tensors[1:6]
+    saved = ctx.saved_tensors  # once: torch.utils.checkpoint makes them anew at each access, and refuses a second
+    values, b = saved[0], saved[6]
+    pattern: formats.Tensors = saved[1:6]
     if ctx.relu:
-        dy = torch.ops.aten.threshold_backward(dy, ctx.saved_tensors[7], 0)
+        dy = torch.ops.aten.threshold_backward(dy, saved[7], 0)
     dvalues = csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[6]:
-        db = csr_spmm(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed)
+        product = torch.ops.sparse_ops.csr_spmm if is_grads_batch(dy) else csr_spmm
+        db = product(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
     dbias = dy.sum(0 if ctx.transposed else 1) if ctx.has_bias and ctx.needs_input_grad[8] else None
     daddend = dy if ctx.has_addend and ctx.needs_input_grad[9] else None
     return dvalues, *[None] * 5, db, None, dbias, daddend, None
@@ -149,7 +152,30 @@ def csr_spmm(
             if y is not None:  # 10 us less than with the checks of Python
                 return y
         return _csr_spmm(values, *pattern, b, transposed, bias, addend, activation)
+    if launch.transformed():
+        y = transforms.apply(_RULE, values, *pattern, b, transposed, None, None, "none")
+        return transforms.finish("csr_spmm", y, 1 if transposed else 0, bias, addend, activation)
     return torch.ops.sparse_ops.csr_spmm(values, *pattern, b, transposed, bias, addend, activation)
+
+
+def _plain(values: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.csr_spmm(values, row_offsets, columns, *rest[3:])
+
+
+def _fold(arguments: list[Any], dims: list[int | None]) -> Any:
+    """One product for a batch of b."""
+    (*head, b, transposed), tail, dim = arguments[:8], arguments[8:], dims[6]
+    if dim is None or any(d is not None for i, d in enumerate(dims) if i != 6):
+        return None
+    place = 0 if transposed else 1
+    b = b.movedim(dim, place)
+    folded = [*head, b.flatten(place, place + 1), transposed, *tail]
+    return folded, lambda y: (y.unflatten(place, b.shape[place : place + 2]), place)
+
+
+_RULE = transforms.Rule(
+    "csr_spmm", torch.ops.sparse_ops.csr_spmm, csr_spmm, _plain, _setup_context, _backward, (0, 6), _fold
+)
 
 
 @functools.cache

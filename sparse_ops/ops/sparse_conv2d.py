@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_ops import extension, launch, recycling
 from sparse_ops.ops import conv_operands as operands
-from sparse_ops.ops import sparse_conv2d_input_grad, sparse_conv2d_weight_grad
+from sparse_ops.ops import sparse_conv2d_input_grad, sparse_conv2d_weight_grad, transforms
 from sparse_ops.reference import sparse_conv2d as reference
 
 NAME = "sparse_conv2d"
@@ -97,9 +97,10 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         dy = torch.ops.aten.threshold_backward(dy, pattern.pop(), 0)
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
-        dx = sparse_conv2d_input_grad.OP(dy, values, *pattern, x.shape[2:], *ctx.window)
+        rest: list[Any] = [*pattern, x.shape[2:], *ctx.window]
+        dx = sparse_conv2d_input_grad.sparse_conv2d_input_grad(dy, values, *rest)
     if ctx.needs_input_grad[1]:
-        dvalues = sparse_conv2d_weight_grad.OP(x, dy, *pattern, *ctx.window)
+        dvalues = sparse_conv2d_weight_grad.sparse_conv2d_weight_grad(x, dy, *pattern, *ctx.window)
     if ctx.has_bias and ctx.needs_input_grad[7]:
         dbias = dy.sum((0, 2, 3))
     daddend = dy if ctx.has_addend and ctx.needs_input_grad[13] else None
@@ -147,4 +148,23 @@ def sparse_conv2d(
             if y is not None:  # 20 us less than with the checks of Python
                 return y
         return _sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)
+    if launch.transformed():
+        y = transforms.apply(_RULE, x, values, *pattern, None, *window, None, "none")
+        return transforms.finish(NAME, y, 1, bias, addend, activation)
     return torch.ops.sparse_ops.sparse_conv2d(x, values, *pattern, bias, *window, addend, activation)
+
+
+def _plain(x: Tensor, values: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.sparse_conv2d(x, values, row_offsets, columns, *rest[3:])
+
+
+_RULE = transforms.Rule(
+    NAME,
+    torch.ops.sparse_ops.sparse_conv2d,
+    sparse_conv2d,
+    _plain,
+    _setup_context,
+    _backward,
+    (0, 1),
+    transforms.fold_images,
+)

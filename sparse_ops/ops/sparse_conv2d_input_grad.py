@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparse_ops import extension, launch
 from sparse_ops.ops import conv_operands as operands
+from sparse_ops.ops import transforms
 from sparse_ops.reference import sparse_conv2d_input_grad as reference
 
 NAME = "sparse_conv2d_input_grad"
@@ -40,7 +41,6 @@ def _output(
     return operands.new_image(operands.dense_in_memory(dy), n_in, input_size)
 
 
-OP = torch.ops.sparse_ops.sparse_conv2d_input_grad
 torch.library.register_fake("sparse_ops::sparse_conv2d_input_grad", _output)
 
 
@@ -73,9 +73,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
     dy, values, *pattern = ctx.saved_tensors
-    ops = torch.ops.sparse_ops
-    grad_dy = ops.sparse_conv2d(ddx, values, *pattern, None, *ctx.window) if ctx.needs_input_grad[0] else None
-    grad_values = ops.sparse_conv2d_weight_grad(ddx, dy, *pattern, *ctx.window) if ctx.needs_input_grad[1] else None
+    grad_dy = grad_values = None
+    if ctx.needs_input_grad[0]:
+        grad_dy = operands.convolution()(ddx, values, *pattern, None, *ctx.window)
+    if ctx.needs_input_grad[1]:
+        from sparse_ops.ops.sparse_conv2d_weight_grad import sparse_conv2d_weight_grad  # each is the other's gradient
+
+        grad_values = sparse_conv2d_weight_grad(ddx, dy, *pattern, *ctx.window)
     return grad_dy, grad_values, *(11 * [None])
 
 
@@ -103,6 +107,26 @@ def sparse_conv2d_input_grad(
     layout and dtype.
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
-    return torch.ops.sparse_ops.sparse_conv2d_input_grad(
-        dy, values, *pattern, input_size, kernel_size, stride, padding, dilation, groups
-    )
+    arguments = dy, values, *pattern, input_size, kernel_size, stride, padding, dilation, groups
+    if launch.transformed():
+        return transforms.apply(_RULE, *arguments)
+    return torch.ops.sparse_ops.sparse_conv2d_input_grad(*arguments)
+
+
+def _plain(dy: Tensor, values: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    t_row_offsets, _, _, input_size, kernel_size, stride, padding, dilation, groups = rest
+    n_in = (t_row_offsets.numel() - 1) // (kernel_size[0] * kernel_size[1]) * groups
+    inputs = dy, values, row_offsets, columns, n_in, input_size
+    return reference.sparse_conv2d_input_grad(*inputs, kernel_size, stride, padding, dilation, groups)
+
+
+_RULE = transforms.Rule(
+    NAME,
+    torch.ops.sparse_ops.sparse_conv2d_input_grad,
+    sparse_conv2d_input_grad,
+    _plain,
+    _setup_context,
+    _backward,
+    (0, 1),
+    transforms.fold_images,
+)

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparse_ops import extension, launch
 from sparse_ops.layouts import is_batch_last
 from sparse_ops.ops import conv_operands as operands
-from sparse_ops.ops import to_layout
+from sparse_ops.ops import to_layout, transforms
 from sparse_ops.reference import sparse_conv2d_weight_grad as reference
 
 NAME = "sparse_conv2d_weight_grad"
@@ -44,7 +44,6 @@ def _output(
     return x.new_empty(columns.shape)
 
 
-OP = torch.ops.sparse_ops.sparse_conv2d_weight_grad
 torch.library.register_fake("sparse_ops::sparse_conv2d_weight_grad", _output)
 
 
@@ -86,12 +85,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, ddvalues: Tensor) -> tuple[Any, ...]:
     x, dy, *pattern = ctx.saved_tensors
-    ops = torch.ops.sparse_ops
     grad_x = grad_dy = None
     if ctx.needs_input_grad[0]:
-        grad_x = ops.sparse_conv2d_input_grad(dy, ddvalues, *pattern, x.shape[2:], *ctx.window)
+        from sparse_ops.ops.sparse_conv2d_input_grad import sparse_conv2d_input_grad  # each is the other's gradient
+
+        rest: list[Any] = [*pattern, x.shape[2:], *ctx.window]
+        grad_x = sparse_conv2d_input_grad(dy, ddvalues, *rest)
     if ctx.needs_input_grad[1]:
-        grad_dy = ops.sparse_conv2d(x, ddvalues, *pattern, None, *ctx.window)
+        grad_dy = operands.convolution()(x, ddvalues, *pattern, None, *ctx.window)
     return grad_x, grad_dy, *(10 * [None])
 
 
@@ -118,6 +119,23 @@ def sparse_conv2d_weight_grad(
     holds no value. The bits do not depend on the number of threads.
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
-    return torch.ops.sparse_ops.sparse_conv2d_weight_grad(
-        x, dy, *pattern, kernel_size, stride, padding, dilation, groups
-    )
+    arguments = x, dy, *pattern, kernel_size, stride, padding, dilation, groups
+    if launch.transformed():
+        return transforms.apply(_RULE, *arguments)
+    return torch.ops.sparse_ops.sparse_conv2d_weight_grad(*arguments)
+
+
+def _plain(x: Tensor, dy: Tensor, row_offsets: Tensor, columns: Tensor, *rest: Any) -> Tensor:
+    return reference.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, *rest[3:])
+
+
+_RULE = transforms.Rule(
+    NAME,
+    torch.ops.sparse_ops.sparse_conv2d_weight_grad,
+    sparse_conv2d_weight_grad,
+    _plain,
+    _setup_context,
+    _backward,
+    (0, 1),
+    transforms.no_fold,
+)

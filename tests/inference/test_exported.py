@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -92,9 +93,62 @@ def test_errors_and_nothing_lost(forms, tmp_path):
     with pytest.raises(ValueError, match="this network is for"):
         export(network, torch.randn(9, 3, 4, 5), path)
     assert path.read_bytes() == before
-    path.write_bytes(before[: len(before) // 2])
-    with pytest.raises(ValueError, match=r"network.pt2: it is damaged"):
-        load_exported(path)
+    for wrong in (3, None, b"network.pt2"):
+        with pytest.raises(TypeError, match=f"export.* path is of type {type(wrong).__name__}, expected a path"):
+            export(model, example, wrong)
+        with pytest.raises(TypeError, match=f"load_exported.* path is of type {type(wrong).__name__}, expected a path"):
+            load_exported(wrong)
+    with pytest.raises(TypeError, match=r"export.* model is of type Tensor, expected a torch\.nn\.Module"):
+        export(example, model, path)
     torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.randn(1, 2),)), path)
     with pytest.raises(ValueError, match=r"but not of sparse_ops.export"):
         load_exported(path)
+
+
+def rewritten(source, target, change):
+    """The archive with each entry's bytes as change(name, bytes) has them, None leaving it out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            if (data := change(name, old.read(name))) is not None:
+                new.writestr(name, data)
+
+
+def test_a_damaged_file_is_named_without_noise(forms, tmp_path, capfd, caplog):
+    forms("sparse")
+    model, example = cases()["mlp"]
+    good, path = tmp_path / "good.pt2", tmp_path / "network.pt2"
+    export(model, example, good)
+    whole = good.read_bytes()
+    middle = len(whole) // 2
+    values = load_exported(good).layers()[0][1].values.numpy().tobytes()
+    changed = whole.index(values)
+    damaged = {
+        "empty": b"",
+        "one byte": whole[:1],
+        "text": b"hello",
+        "half": whole[:middle],
+        "without its last byte": whole[:-1],
+        "without its last 100": whole[:-100],
+        "a weight changed": whole[:changed] + bytes(8) + whole[changed + 8 :],  # torch reads that
+        "zeros inside": whole[: middle - 50] + bytes(100) + whole[middle + 50 :],
+    }
+    caplog.clear()
+    capfd.readouterr()
+    for name, data in damaged.items():
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"network\.pt2: it is damaged, or no file of torch\.export: \w") as caught:
+            load_exported(path)
+        assert len(str(caught.value)) < 300, name
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", "b")
+    with pytest.raises(ValueError, match=r"network\.pt2: it is damaged, or no file of torch\.export: parts of one"):
+        load_exported(path)
+    for header, reason in (
+        ("{", "is no JSON"),
+        ("[]", "version is None"),
+        ('{"version": 2}', "does not fit its graph"),
+    ):
+        rewritten(good, path, lambda n, data, h=header: h if n.endswith("sparse_ops.json") else data)
+        with pytest.raises(ValueError, match=rf"network\.pt2: .*{reason}"):
+            load_exported(path)
+    assert not capfd.readouterr().err and not caplog.records

@@ -172,6 +172,20 @@ def test_padded_positions_of_an_encoder_are_those_of_torch_with_gradients():
     assert_close(network(src=x, src_key_padding_mask=padding), expected.detach(), 1e-5)
 
 
+@pytest.mark.parametrize("mask", ["causal", "another"])
+def test_a_mask_whose_values_torch_would_look_at(mask):
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True), 2).eval()
+    x = torch.randn(3, 6, 16)
+    found = nn.Transformer.generate_square_subsequent_mask(6) if mask == "causal" else torch.randn(6, 6)
+    network = optimize_for_inference(model, {"src": x, "mask": found})
+    assert_close(network(src=x, mask=found), model(x, found).detach(), 1e-5)
+    other = torch.randn(6, 6)
+    assert_close(network(src=x, mask=other), model(x, other).detach(), 1e-5)  # nothing of the example's is in the graph
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, 0.0, batch_first=True), 1).eval()
+    network = optimize_for_inference(decoder, {"tgt": x, "memory": x, "tgt_mask": found})
+    assert_close(network(tgt=x, memory=x, tgt_mask=found), decoder(x, x, found).detach(), 1e-5)
+
+
 class Unrolled(nn.Module):
     """One weight used at every step."""
 

@@ -166,6 +166,62 @@ def test_no_file_that_cannot_be_read(tmp_path, forms):
     assert not (tmp_path / "n.safetensors").exists()
 
 
+def test_another_dtype_is_refused_and_everything_else_goes(forms):
+    forms("sparse")
+    model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 18, 5), nn.LayerNorm(5)).eval()
+    x = torch.randn(2, 4, 20)
+    network = optimize_for_inference(model, x)
+    wanted = network(x)
+    for change in (
+        nn.Module.double,
+        nn.Module.half,
+        lambda n: n.to(torch.bfloat16),
+        lambda n: nn.Sequential(n).double(),
+    ):
+        with pytest.raises(
+            ValueError, match=r"computes in float32 and cannot be converted to torch.*optimize_for_infer"
+        ):
+            change(network)
+    for change in (nn.Module.float, nn.Module.cpu, nn.Module.share_memory, lambda n: n.to("cpu", torch.float32)):
+        assert torch.equal(change(network)(x), wanted)
+    half = optimize_for_inference(copy.deepcopy(model), x, dtype="bfloat16")
+    wanted = half(x)
+    assert torch.equal(half.bfloat16()(x), wanted)  # its norms stay float32
+    with pytest.raises(ValueError, match=r"computes in bfloat16 and cannot be converted to torch.float32"):
+        half.float()
+
+
+def test_an_empty_batch_says_what_to_do(forms):
+    forms("sparse")
+    network = optimize_for_inference(nn.Sequential(nn.Linear(8, 6)).eval(), torch.randn(4, 8))
+    with pytest.raises(ValueError, match=r"input is \(0, 8\), .* first dimension of 1 or more; leave out the call"):
+        network(torch.randn(0, 8))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, state=False):
+        super().__init__()
+        self.rnn, self.fc, self.state = kind(8, 16, 2, batch_first=True), nn.Linear(16, 4), state
+
+    def forward(self, x, h=None):
+        return self.fc(self.rnn(x, h)[0] if self.state else self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_in_bfloat16(kind, forms):
+    forms("dense")
+    torch.manual_seed(0)
+    model, x = Recurrent(kind).eval(), torch.randn(4, 6, 8)
+    network = optimize_for_inference(model, x, dtype="bfloat16")
+    assert_close(network(x), model(x).detach(), 0.05)
+    assert_close(network(x[:3]), model(x[:3]).detach(), 0.05)
+    if kind is not nn.LSTM:
+        given = Recurrent(kind, True).eval()
+        h = torch.randn(2, 4, 16)
+        network = optimize_for_inference(given, (x, h), dtype="bfloat16")
+        assert_close(network(x, h), given(x, h).detach(), 0.05)
+
+
 def test_stays_in_evaluation_mode_inside_another_module(forms):
     forms("dense")
     network = optimize_for_inference(nn.Linear(8, 6), torch.randn(4, 8))

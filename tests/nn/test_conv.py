@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_says_what_it_is():
 
 def test_names_the_culprit():
     sparse = SparseConv2d.from_dense(pruned(**CONVS["3x3"]))
-    with pytest.raises(TypeError, match=r"got ConvTranspose2d, expected torch\.nn\.Conv2d"):
+    with pytest.raises(TypeError, match=r"conv is a ConvTranspose2d, expected a torch\.nn\.Conv2d"):
         SparseConv2d.from_dense(nn.ConvTranspose2d(2, 2, 3))
     with pytest.raises(ValueError, match=r"x is \(6, 8\), expected"):
         sparse(torch.randn(6, 8))
@@ -169,3 +170,27 @@ def test_names_the_culprit():
         sparse(torch.randn(1, 6, 8, 8, dtype=torch.float64))
     with pytest.raises(ValueError, match="padding_mode is 'mirror', expected one of"):
         SparseConv2d(sparse.pattern, sparse.values, None, (3, 3), padding_mode="mirror")
+    for wrong, text in ((None, "None"), (3, "3"), (nn.Conv2d(2, 2, 3), "a Conv2d")):
+        with pytest.raises(TypeError, match=f"SparseConv2d: pattern is {text}, expected a Pattern; .*from_dense"):
+            SparseConv2d(wrong)
+        with pytest.raises(TypeError, match=f"SparseConv2d: x is {text}, expected a Tensor"):
+            sparse(wrong)
+    with pytest.raises(TypeError, match=r"SparseConv2d\.from_dense: conv is None, expected a torch\.nn\.Conv2d"):
+        SparseConv2d.from_dense(None)
+    with pytest.raises(TypeError, match="SparseConv2d: bias is 3, expected a Tensor or None"):
+        SparseConv2d(sparse.pattern, sparse.values, 3, (3, 3))
+    given = {"pattern": sparse.pattern, "values": sparse.values, "bias": None, "kernel_size": (3, 3)}
+    for name in ("kernel_size", "stride", "padding", "dilation"):
+        for wrong in (3, None, (3,), (3.5, 3)):
+            with pytest.raises(
+                TypeError, match=f"SparseConv2d: {name} is {re.escape(repr(wrong))}, expected two integers"
+            ):
+                SparseConv2d(**given | {name: wrong})
+        with pytest.raises(ValueError, match=rf"SparseConv2d: {name} is \(-1, 1\), expected at least"):
+            SparseConv2d(**given | {name: (-1, 1)})
+    for wrong in (None, 2.0, "1", True):
+        with pytest.raises(TypeError, match=f"SparseConv2d: groups is {wrong!r}, expected an integer"):
+            SparseConv2d(**given, groups=wrong)
+    for wrong in (0, -1, 2):
+        with pytest.raises(ValueError, match=f"SparseConv2d: groups is {wrong}, expected a divisor of 9 channels"):
+            SparseConv2d(**given, groups=wrong)

@@ -192,15 +192,40 @@ def test_trains_with_any_optimiser():
 
 def test_names_the_culprit():
     _, sparse = pair()
-    with pytest.raises(ValueError, match=r"x is \(4, 19\), expected \(..., 20\)"):
+    with pytest.raises(
+        ValueError, match=r"SparseLinear: x is \(4, 19\), expected \(..., 20\): the layer's in_features is 20"
+    ):
         sparse(torch.ones(4, 19))
-    with pytest.raises(TypeError, match=r"values is torch\.float32, b is torch\.float64"):
+    with pytest.raises(TypeError, match=r"SparseLinear: x is torch\.float64, the layer.s values are torch\.float32"):
         sparse(torch.ones(4, 20, dtype=torch.float64))
     pattern = Pattern.from_mask(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"values are \(5,\), the pattern holds 6"):
         SparseLinear(pattern, torch.ones(5))
     with pytest.raises(ValueError, match=r"bias is \(3,\), expected \(2,\)"):
         SparseLinear(pattern, torch.ones(6), torch.ones(3))
+    for wrong, text in ((None, "None"), (3, "3"), ("x", "'x'"), ([1.0], "a list"), (nn.Linear(2, 2), "a Linear")):
+        with pytest.raises(TypeError, match=f"SparseLinear: pattern is {text}, expected a Pattern; .*from_dense"):
+            SparseLinear(wrong)
+        with pytest.raises(TypeError, match=f"SparseLinear: values is {text}, expected a Tensor; .*from_dense"):
+            SparseLinear(pattern, wrong)
+        if wrong is not None:
+            with pytest.raises(TypeError, match=f"SparseLinear: bias is {text}, expected a Tensor or None"):
+                SparseLinear(pattern, torch.ones(6), wrong)
+        if not isinstance(wrong, nn.Linear):
+            with pytest.raises(
+                TypeError, match=rf"SparseLinear\.from_dense: linear is {text}, expected a torch.nn.Lin"
+            ):
+                SparseLinear.from_dense(wrong)
+        for context in (torch.enable_grad, torch.no_grad):
+            with (
+                context(),
+                pytest.raises(TypeError, match=rf"SparseLinear: x is {text}, expected a Tensor \(..., 20\)"),
+            ):
+                sparse(wrong)
+    with pytest.raises(TypeError, match=r"SparseLinear: values is torch\.int64, expected a floating point tensor"):
+        SparseLinear(pattern, torch.ones(6, dtype=torch.int64))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"SparseLinear: x is torch\.int64"):
+        sparse(torch.ones(4, 20, dtype=torch.int64))
 
 
 @pytest.mark.skipif(extension.failure() is not None, reason="no C++ kernels")
@@ -274,4 +299,4 @@ class TestOneCall:
             torch.testing.assert_close(sparse(x), expected)
             prune.identity(sparse, "values")
             torch.testing.assert_close(sparse(x), expected)
-        assert len(calls) == 8
+        assert len(calls) == 7  # a wrong shape or dtype is the layer's own error

@@ -275,7 +275,7 @@ def test_from_dense_refuses_another_kind_of_layer():
         (SparseLinear, nn.Conv2d(3, 3, 3), "Linear"),
         (SparseConv2d, nn.Linear(3, 3), "Conv2d"),
     ):
-        with pytest.raises(TypeError, match=f"got {type(given).__name__}, expected torch.nn.{expected}"):
+        with pytest.raises(TypeError, match=rf"is a {type(given).__name__}, expected a torch\.nn\.{expected}"):
             make.from_dense(given)
 
 
