@@ -91,7 +91,8 @@ int64_t magnitude_mask(Tensors tensors, ScalarType promoted_type, int64_t zeros,
   const Selection selection = select_magnitude(tensors, promoted, std::max<int64_t>(zeros, 1));
   if (selection.nan_tensor >= 0) return selection.nan_tensor;
   if (zeros == 0) {
-    for (const Tensor& mask : masks) std::memset(mask.mutable_data_ptr(), 0xff, mask.numel());
+    for (const Tensor& mask : masks)
+      if (mask.numel() > 0) std::memset(mask.mutable_data_ptr(), 0xff, mask.numel());
     return -1;
   }
   const Writer writer(tensors, masks, promoted, selection.key);
