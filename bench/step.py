@@ -31,7 +31,7 @@ SPARSITY, DECAY, LR, STRENGTH = 0.98, 1e-4, 1e-3, 1e-5
 
 
 def resnet20() -> list[tuple[int, ...]]:
-    """65 tensors, 0.27 M weights: CIFAR's thin ResNet-20, identity shortcuts."""
+    """59 tensors, 0.27 M weights: CIFAR's thin ResNet-20, identity shortcuts."""
     shapes: list[tuple[int, ...]] = [(16, 3, 3, 3), (16,), (16,)]
     channels = 16
     for width in (16, 32, 64):
@@ -221,6 +221,8 @@ def run_all(args) -> None:
     made = Contenders(SIZES[args.size](), args.device, args.rule)
     shared = {"op": f"step-{args.rule}", "shape": args.size, "dtype": "float32", "sparsity": SPARSITY}
     runs: dict[str, Callable[[], None]] = {}
+    if unknown := set(args.contenders or []) - set(made.all()):
+        raise SystemExit(f"step: no contender {', '.join(sorted(unknown))}; there are {', '.join(made.all())}")
     for name, (per_weight, make) in made.all().items():
         if args.contenders and name not in args.contenders:
             continue
