@@ -85,7 +85,7 @@ void conv_pixels(const ConvImages& source, const ConvImages& target, const ConvW
   const bool past = wide && past_caches<T>(target);
   const bool direct = !last && wide && !past;  // sums go where they belong, not by way of `out`
   // Lines of several images follow each other where they are joined; else each image is a run of its own.
-  const int64_t together = t.joined ? t.images : 1, run = t.rows * t.w.target;
+  const int64_t together = t.joined ? std::min<int64_t>(t.images, kMostTogether) : 1, run = t.rows * t.w.target;
   const int64_t last_rows = t.h.target - (t.bands - 1) * t.rows,
                 apart = direct ? rows * area : (run + kLanes - 1) / kLanes * kLanes;
   const std::vector<ConvLine> lines = t.lines(t.rows, together, apart), last_lines = t.lines(last_rows, 1, apart);

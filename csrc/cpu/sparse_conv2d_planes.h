@@ -12,6 +12,8 @@
 
 namespace sparse_ops {
 
+constexpr int64_t kMostTogether = 16;  // joined images of one run: its sums stay in L1, its numbers below 2^31
+
 // Lanes of one line of target positions: `count` of them, those in `mask`, are pixels; the first is number `at` of its run.
 struct ConvLine {
   int32_t at;

@@ -37,7 +37,7 @@ bool conv_weight_grad_planes(const ConvImages& x, const ConvImages& dy, const in
   const PlaneTiling t(h, w, dy.images, x.channels, kLanes, sizeof(A));
   if (!t.serves(x.channels, sizeof(A))) return false;
   const bool last = dy.layout == ConvLayout::channels_last, direct = !last && sizeof(T) == sizeof(A);
-  const int64_t together = t.joined ? t.images : 1, run = t.rows * t.w.target, area = dy.rows * dy.cols;
+  const int64_t together = t.joined ? std::min<int64_t>(t.images, kMostTogether) : 1, run = t.rows * t.w.target, area = dy.rows * dy.cols;
   const int64_t apart = direct ? rows * area : (run + kLanes - 1) / kLanes * kLanes, pitch = together * apart;
   const std::vector<ConvLine> lines = t.lines(t.rows, together, apart);
   const std::vector<ConvLine> last_lines = t.lines(t.h.target - (t.bands - 1) * t.rows, 1, apart);
