@@ -39,6 +39,8 @@ def parser(doc: str, several_threads: bool = False) -> argparse.ArgumentParser:
 def start(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse, set threads and seed."""
     args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}, expected 1 or more")
     torch.set_num_threads(args.threads[0] if isinstance(args.threads, list) else args.threads)
     torch.manual_seed(0)
     return args

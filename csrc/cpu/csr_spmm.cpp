@@ -142,7 +142,9 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
 }
 
 std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor columns, Tensor b,
-                                     std::optional<Tensor> bias, bool transposed, int64_t K) {
+                                     std::optional<Tensor> bias, bool transposed, int64_t K,
+                                     std::string activation) {
+  if (activation != "none" && activation != "relu" && activation != "gelu") return std::nullopt;
   const ScalarType type = values.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half && type != ScalarType::Double)
     return std::nullopt;
@@ -173,7 +175,8 @@ std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor c
   else
     for (int64_t d = dims - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(1, sizes[d]);
   Tensor y = empty_like(b, sizes, strides);
-  multiply(values, row_offsets, columns, b, bias, transposed != swapped, K, N, y, std::nullopt, Activation::none);
+  multiply(values, row_offsets, columns, b, bias, transposed != swapped, K, N, y, std::nullopt,
+           activation_of(activation));
   return y;
 }
 

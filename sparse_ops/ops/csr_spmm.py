@@ -13,6 +13,8 @@ from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, is_grads_b
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.reference import csr_spmm as reference
 
+SMALL = 1 << 16  # elements of a result
+
 torch.library.define(
     "sparse_ops::csr_spmm",
     "(Tensor values, Tensor row_offsets, Tensor columns, Tensor t_row_offsets, Tensor t_columns, Tensor t_permutation, "
@@ -145,9 +147,11 @@ def csr_spmm(
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     operands = [t for t in (values, b, bias, addend) if t is not None]
     if b.device.type in ("cpu", "cuda") and launch.unseen(operands):  # 8 us less than through the dispatcher
-        if addend is None and activation == "none" and launch.backend(b.device) == "native":
+        # large results of networks take memory that is free again (recycling), which is Python's to give
+        small = b.dim() == 2 and (row_offsets.numel() - 1) * b.shape[0 if transposed else 1] <= SMALL
+        if addend is None and (small or activation == "none") and launch.backend(b.device) == "native":
             y: Tensor | None = extension.native().csr_spmm_plain(
-                values, row_offsets, columns, b, bias, transposed, t_row_offsets.numel() - 1
+                values, row_offsets, columns, b, bias, transposed, t_row_offsets.numel() - 1, activation
             )
             if y is not None:  # 10 us less than with the checks of Python
                 return y
