@@ -39,7 +39,9 @@ struct PixelLists {
     starts[0] = 0;
     for (int64_t row = 0; row < rows; ++row) {
       int64_t n = 0;
-      if (weight.transposed)
+      if (weight.transposed && weight.groups == 1)
+        n = weight.offsets[(row + 1) * weight.taps] - weight.offsets[row * weight.taps];
+      else if (weight.transposed)
         weight.visit(row, [&](int64_t, int64_t, A) { ++n; });
       else
         n = weight.offsets[row + 1] - weight.offsets[row];
@@ -70,7 +72,8 @@ bool conv_pixels_suit(const ConvImages& source, const ConvImages& target, const 
   const PlaneTiling t(h, w, target.images, source.channels, kLanes, sizeof(A));
   if (!t.serves(source.channels, sizeof(A))) return false;
   if (source.layout == ConvLayout::contiguous || t.h.stride * t.w.stride > 1) return true;
-  return (sizeof(T) == sizeof(float) && past_caches<T>(target)) || (target.rows * target.cols <= kSmall && 4 * target.images < 3 * kLanes);
+  const bool few = target.rows * target.cols <= kSmall && 4 * target.images < 3 * kLanes;
+  return few || (sizeof(T) == sizeof(float) && past_caches<T>(target));
 }
 
 template <typename T>
@@ -85,9 +88,8 @@ void conv_pixels(const ConvImages& source, const ConvImages& target, const ConvW
   const bool past = wide && past_caches<T>(target);
   const bool direct = !last && wide && !past;  // sums go where they belong, not by way of `out`
   // Lines of several images follow each other where they are joined; else each image is a run of its own.
-  const int64_t together = t.joined ? std::min<int64_t>(t.images, kMostTogether) : 1, run = t.rows * t.w.target;
-  const int64_t last_rows = t.h.target - (t.bands - 1) * t.rows,
-                apart = direct ? rows * area : (run + kLanes - 1) / kLanes * kLanes;
+  const int64_t run = t.rows * t.w.target, last_rows = t.h.target - (t.bands - 1) * t.rows;
+  const int64_t apart = direct ? rows * area : (run + kLanes - 1) / kLanes * kLanes, together = t.together(apart);
   const std::vector<ConvLine> lines = t.lines(t.rows, together, apart), last_lines = t.lines(last_rows, 1, apart);
 
   // A tile is worked on by several threads only where there are few tiles: each of them packs it for itself.

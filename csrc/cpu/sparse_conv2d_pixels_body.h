@@ -17,7 +17,9 @@ struct VectorOf {
 };
 
 #if SPARSE_OPS_AVX512
-static inline __m512 compressed(__m512 x, unsigned mask) { return _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), x); }
+static inline __m512 compressed(__m512 x, unsigned mask) {
+  return _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), x);
+}
 static inline __m512d compressed(__m512d x, unsigned mask) {
   return _mm512_maskz_compress_pd(static_cast<__mmask8>(mask), x);
 }

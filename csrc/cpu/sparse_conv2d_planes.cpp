@@ -128,6 +128,11 @@ PlaneTile PlaneTiling::tile(int64_t number, int64_t count) const {
   return {number * images, std::min(images, count - number * images), 0, rows};
 }
 
+int64_t PlaneTiling::together(int64_t apart) const {
+  constexpr int64_t kMost = 16, kNumbers = INT32_MAX;  // sums of a run stay in L1 or L2; a line's `at` has 32 bits
+  return joined ? std::clamp<int64_t>(kNumbers / apart, 1, std::min(images, kMost)) : 1;
+}
+
 int64_t PlaneTiling::line_count(int64_t n) const { return ceil_div((n - 1) * pitch + w.target, lanes); }
 
 std::vector<ConvLine> PlaneTiling::lines(int64_t n, int64_t several, int64_t apart) const {

@@ -12,8 +12,6 @@
 
 namespace sparse_ops {
 
-constexpr int64_t kMostTogether = 16;  // joined images of one run: its sums stay in L1, its numbers below 2^31
-
 // Lanes of one line of target positions: `count` of them, those in `mask`, are pixels; the first is number `at` of its run.
 struct ConvLine {
   int32_t at;
@@ -51,6 +49,8 @@ struct PlaneTiling {
   bool serves(int64_t channels, int64_t size) const;
 
   int64_t tiles(int64_t count) const;
+  // How many images of a tile one run takes, `apart` elements from one to the next.
+  int64_t together(int64_t apart) const;
   PlaneTile tile(int64_t number, int64_t count) const;
   int64_t line_count(int64_t rows) const;
   // The lines of n target rows of each of `several` images; `apart`: from an image's first pixel to the next one's.

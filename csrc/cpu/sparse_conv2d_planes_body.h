@@ -63,7 +63,8 @@ static void scatter_past(const float* slab, int64_t stride, float* const* dst) {
 #pragma GCC unroll 16
   for (int l = 0; l < 16; ++l) _mm512_stream_ps(dst[l], r[l]);
 #else
-  scatter<float>(slab, stride, 16, dst);
+  for (int64_t l = 0; l < 16; ++l)
+    for (int64_t i = 0; i < 16; ++i) dst[l][i] = slab[i * stride + l];
 #endif
 }
 

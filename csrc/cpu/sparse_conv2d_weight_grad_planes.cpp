@@ -37,8 +37,9 @@ bool conv_weight_grad_planes(const ConvImages& x, const ConvImages& dy, const in
   const PlaneTiling t(h, w, dy.images, x.channels, kLanes, sizeof(A));
   if (!t.serves(x.channels, sizeof(A))) return false;
   const bool last = dy.layout == ConvLayout::channels_last, direct = !last && sizeof(T) == sizeof(A);
-  const int64_t together = t.joined ? std::min<int64_t>(t.images, kMostTogether) : 1, run = t.rows * t.w.target, area = dy.rows * dy.cols;
-  const int64_t apart = direct ? rows * area : (run + kLanes - 1) / kLanes * kLanes, pitch = together * apart;
+  const int64_t run = t.rows * t.w.target, area = dy.rows * dy.cols;
+  const int64_t apart = direct ? rows * area : (run + kLanes - 1) / kLanes * kLanes;
+  const int64_t together = t.together(apart), pitch = together * apart;
   const std::vector<ConvLine> lines = t.lines(t.rows, together, apart);
   const std::vector<ConvLine> last_lines = t.lines(t.h.target - (t.bands - 1) * t.rows, 1, apart);
 
@@ -58,7 +59,7 @@ bool conv_weight_grad_planes(const ConvImages& x, const ConvImages& dy, const in
   const int64_t step = last ? kLanes : 1;
   auto cuts = conv_cuts(rows, pieces, std::vector<int64_t>(row_offsets, row_offsets + rows + 1));
   for (int64_t p = 1; p < pieces; ++p) cuts[p] -= cuts[p] % step;
-  auto* partial = static_cast<double*>(scratch<kConvPartial>(segments * nnz * sizeof(double)));
+  std::vector<double> partial(segments * nnz, 0.0);  // given back: up to 64 bytes a value
   const auto dot = SPARSE_OPS_DISPATCH(dot_run<A>);
 
   parallel(0, segments * pieces, 1, [&](int64_t begin, int64_t end) {
@@ -71,8 +72,7 @@ bool conv_weight_grad_planes(const ConvImages& x, const ConvImages& dy, const in
     std::vector<double> sums;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t segment = item / pieces, first = cuts[item % pieces], until = cuts[item % pieces + 1];
-      double* total = partial + segment * nnz;
-      std::fill(total + row_offsets[first], total + row_offsets[until], 0.0);
+      double* total = partial.data() + segment * nnz;
       for (int64_t number = segment * tiles / segments; number < (segment + 1) * tiles / segments; ++number) {
         const PlaneTile tile = t.tile(number, dy.images);
         fill_planes(x, t, tile, zeros, planes);

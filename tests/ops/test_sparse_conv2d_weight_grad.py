@@ -62,6 +62,16 @@ def test_float32_sums_of_many_products_are_as_exact_as_those_of_few(layout, isa)
     assert error.max() < 4 * 2**-24
 
 
+@LAYOUTS
+def test_sums_of_one_sign_over_a_large_image(layout, isa):
+    """A quarter of a million products: float32 alone would lose several times the bound."""
+    p = Problem(Shape(1, 2, 2, (512, 512)), density=1.0, layout=layout)
+    p.x, p.dy = p.x.abs(), p.dy.abs()
+    wanted = torch.nn.grad.conv2d_weight(p.x.double(), (2, 2, 3, 3), p.dy.double(), padding=1)
+    error = (run(p).double() - p.pattern.gather(wanted)).abs() / p.pattern.gather(wanted)
+    assert error.max() < 2**-23
+
+
 @pytest.mark.parametrize("name", ["demo", "more groups than taps"])
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_empty_and_full_patterns(density, name, device, backend):
