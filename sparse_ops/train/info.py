@@ -71,7 +71,7 @@ def backends() -> dict[str, tuple[str, str]]:
     cpu = launch.backend(torch.device("cpu"))
     table: dict[str, tuple[str, str]] = {}
     for module in pkgutil.iter_modules(ops.__path__):
-        if module.name.endswith("_operands") or module.name == "bound_sweep":  # checks and lists that several ops share
+        if module.name.endswith("_operands") or module.name in ("bound_sweep", "transforms"):  # what several ops share
             continue
         if (kernels / f"{module.name}.py").exists():
             table[module.name] = (cpu, "triton" if torch.cuda.is_available() else "triton (no device)")
