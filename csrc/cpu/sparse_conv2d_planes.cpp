@@ -137,16 +137,25 @@ int64_t PlaneTiling::line_count(int64_t n) const { return ceil_div((n - 1) * pit
 
 std::vector<ConvLine> PlaneTiling::lines(int64_t n, int64_t several, int64_t apart) const {
   std::vector<ConvLine> made;
-  const int64_t end = line_count(n) * lanes;
-  for (int64_t g = 0; g < several; ++g)
-    for (int64_t q = 0, at = g * apart; q < end; ++q) {
-      if (q % lanes == 0) made.push_back({static_cast<int32_t>(at), 0, 0});
-      if (q % pitch >= w.target || q / pitch >= n) continue;
-      ConvLine& line = made.back();
-      line.mask = static_cast<uint16_t>(line.mask | 1u << q % lanes);
-      ++line.count;
-      ++at;
+  const int64_t count = line_count(n);
+  for (int64_t g = 0; g < several; ++g) {
+    int64_t at = g * apart, row = 0, col = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      ConvLine line{static_cast<int32_t>(at), 0, 0};
+      for (int64_t l = 0; l < lanes; ++l) {
+        if (col < w.target && row < n) {
+          line.mask = static_cast<uint16_t>(line.mask | 1u << l);
+          ++line.count;
+        }
+        if (++col == pitch) {
+          col = 0;
+          ++row;
+        }
+      }
+      at += line.count;
+      made.push_back(line);
     }
+  }
   return made;
 }
 

@@ -43,11 +43,17 @@ bool conv_weight_grad_planes(const ConvImages& x, const ConvImages& dy, const in
   const std::vector<ConvLine> lines = t.lines(t.rows, together, apart);
   const std::vector<ConvLine> last_lines = t.lines(t.h.target - (t.bands - 1) * t.rows, 1, apart);
 
-  std::vector<int64_t> offsets(nnz);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = row_offsets[r]; i < row_offsets[r + 1]; ++i)
-      offsets[i] = (r / (rows / groups) * (x.channels / groups) + columns[i] / taps) * t.plane +
-                   t.distance(columns[i] % taps);
+  std::vector<int64_t> offsets(nnz), distance(taps);
+  for (int64_t tap = 0; tap < taps; ++tap) distance[tap] = t.distance(tap);
+  parallel(0, rows, std::max<int64_t>(1, 8192 * rows / nnz), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t group = r / (rows / groups) * (x.channels / groups);
+      for (int64_t i = row_offsets[r]; i < row_offsets[r + 1]; ++i) {
+        const int64_t c = columns[i] / static_cast<int32_t>(taps);
+        offsets[i] = (group + c) * t.plane + distance[columns[i] - c * taps];
+      }
+    }
+  });
 
   // Tiles are summed in their order within a fixed number of segments, and these in their order: the same bits for any
   // number of threads.
