@@ -1,8 +1,8 @@
 // Products with a matrix regrouped for one call: within a run of rows its nonzeros lie by blocks of columns, whose rows of
 // the panel stay in L1 while all rows of the run pass, with the place in the panel beside the value: one stream, read once
-// a tile. Included by a body after tiles_body.h and
-// csr_cuts_body.h.
+// a tile. Only with AVX-512. Included by a body after tiles_body.h and csr_cuts_body.h.
 
+#if SPARSE_OPS_AVX512
 struct GroupedEntry {
   float value;
   int32_t offset;  // of the row in the panel, in bytes
@@ -10,7 +10,6 @@ struct GroupedEntry {
 
 // n nonzeros as entries of rows of the panel 1 << shift bytes apart.
 static inline void put_entries(const float* values, const int32_t* columns, int32_t n, int shift, GroupedEntry* to) {
-#if SPARSE_OPS_AVX512
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   for (; n > 0; n -= 16, values += 16, columns += 16, to += 16) {
@@ -20,15 +19,12 @@ static inline void put_entries(const float* values, const int32_t* columns, int3
     _mm512_mask_storeu_epi32(to, doubled, _mm512_permutex2var_epi32(v, low, at));
     _mm512_mask_storeu_epi32(to + 8, doubled >> 16, _mm512_permutex2var_epi32(v, high, at));
   }
-#else
-  for (int32_t i = 0; i < n; ++i) to[i] = {values[i], columns[i] << shift};
-#endif
 }
 
 // The nonzeros of the run [begin, end), which has been cut, into entries + offsets[begin].
 static void regroup_rows(const CsrProblem& p, int64_t begin, int64_t end, int64_t blocks, const int32_t* cuts,
                          void* entries) {
-  constexpr int shift = SPARSE_OPS_AVX512 ? 7 : SPARSE_OPS_AVX2 ? 6 : 5;
+  constexpr int shift = 7;
   static_assert((1 << shift) == 2 * kVectorBytes, "a row of the panel is two vectors");
   const float* values = static_cast<const float*>(p.values);
   GroupedEntry* to = static_cast<GroupedEntry*>(entries) + p.offsets[begin];
@@ -97,3 +93,8 @@ static void spmm_grouped(const CsrProblem& p, const void* entries, const int32_t
       if (b + 1 == blocks) unpack_panel<float>(p, sum, begin + r, some, first, tile);
     }
 }
+#else  // never chosen
+static void regroup_rows(const CsrProblem&, int64_t, int64_t, int64_t, const int32_t*, void*) {}
+static void spmm_grouped(const CsrProblem&, const void*, const int32_t*, int64_t, int64_t, int64_t, int64_t, float*, bool,
+                         float*) {}
+#endif
