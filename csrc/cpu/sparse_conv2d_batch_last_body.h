@@ -78,6 +78,17 @@ static inline bool stream_line(T*, const V&) {
   return false;
 }
 static inline void streamed() { _mm_sfence(); }
+#elif SPARSE_OPS_AVX2
+static inline bool stream_line(float* p, const Vector<float>& x) {
+  if (reinterpret_cast<uintptr_t>(p) % 32 != 0) return false;
+  _mm256_stream_ps(p, (__m256)x);
+  return true;
+}
+template <typename T, typename V>
+static inline bool stream_line(T*, const V&) {
+  return false;
+}
+static inline void streamed() { _mm_sfence(); }
 #else
 template <typename T, typename V>
 static inline bool stream_line(T*, const V&) {
@@ -127,7 +138,7 @@ static inline void finish_run(const ConvLines<A>& lines, const ConvRun& run, int
       if (lines.addend != nullptr)
         sums[p][v] += load_line<Some>(static_cast<const T*>(lines.addend) + to, v, lines.lanes);
       const Vector<A> y = activated<A>(sums[p][v], lines.activation);
-      if (!lines.stream || !stream_line(static_cast<T*>(lines.y) + to, y))
+      if (!lines.stream || !stream_line(static_cast<T*>(lines.y) + to + v * Lanes<A>::count, y))
         store_line(static_cast<T*>(lines.y) + to, v, lines.lanes, y);
     }
   }

@@ -97,6 +97,19 @@ static inline __m256 load_row(const Bfloat* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
 }
 
+static inline void store_row(float* p, __m256 x) { _mm256_storeu_ps(p, x); }
+static inline void store_row(Half* p, __m256 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline void store_row(Bfloat* p, __m256 x) {
+  const __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), _mm256_set1_epi32(0x7fc0), nan);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
 static inline void transpose(__m256 (&r)[8]) {
   __m256 t[8];
   for (int i = 0; i < 8; i += 2) {
@@ -130,16 +143,13 @@ static void gather_lanes(const T* const* src, int64_t n, float* slab, int64_t st
 
 template <typename T>
 static inline void scatter_lanes(const float* slab, int64_t stride, int64_t n, T* const* dst) {
-  scatter_plain(slab, stride, 0, n, dst);
-}
-static inline void scatter_lanes(const float* slab, int64_t stride, int64_t n, float* const* dst) {
   int64_t j = 0;
   for (; j + 8 <= n; j += 8)
     for (int half = 0; half < 16; half += 8) {
       __m256 r[8];
       for (int i = 0; i < 8; ++i) r[i] = _mm256_load_ps(slab + (j + i) * stride + half);
       transpose(r);
-      for (int l = 0; l < 8; ++l) _mm256_storeu_ps(dst[half + l] + j, r[l]);
+      for (int l = 0; l < 8; ++l) store_row(dst[half + l] + j, r[l]);
     }
   scatter_plain(slab, stride, j, n, dst);
 }
@@ -184,6 +194,13 @@ static void stage(const T* src, int64_t src_pitch, int64_t rows, int64_t n, int6
       for (; j < n; j += 16) {
         const __mmask16 k = n - j < 16 ? static_cast<__mmask16>((1u << (n - j)) - 1) : __mmask16(0xffff);
         _mm512_mask_storeu_ps(dst + j, k, load_row(src + j, k));
+      }
+#elif SPARSE_OPS_AVX2
+    if constexpr (sizeof(Accumulator<T>) == 4)
+      if (n >= 8) {
+        for (; j + 8 <= n; j += 8) _mm256_storeu_ps(dst + j, load_row(src + j));
+        if (j < n) _mm256_storeu_ps(dst + n - 8, load_row(src + n - 8));
+        j = n;
       }
 #endif
     for (; j < n; ++j) dst[j] = widen(src[j]);

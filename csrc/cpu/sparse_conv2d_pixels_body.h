@@ -8,6 +8,7 @@ constexpr int kVector = 32, kLines = 6;
 constexpr int kVector = 16, kLines = 3;
 #endif
 
+#include "some_lanes_body.h"
 #include "sparse_conv2d_activation_body.h"
 
 template <typename A>
@@ -51,6 +52,25 @@ static inline void put_line(const typename VectorOf<A>::type* sums, const ConvLi
   if (add != nullptr) sum += (V)loaded(add + line.at, n);
   stored(out + line.at, n, activated<A>(sum, activation));
 #else
+#if SPARSE_OPS_AVX2
+  if constexpr (sizeof(A) == 4) {
+    int64_t at = line.at;
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
+      const unsigned mask = line.mask >> 8 * v & 0xff;
+      const int n = __builtin_popcount(mask);
+      V sum = (V)compressed((__m256)sums[v], mask);
+      if (add != nullptr) sum += (V)_mm256_maskload_ps(add + at, first_lanes(n));
+      const __m256 y = (__m256)activated<A>(sum, activation);
+      if (line.room >= L)  // what is written beyond the line belongs to the image's next ones
+        _mm256_storeu_ps(out + at, y);
+      else
+        _mm256_maskstore_ps(out + at, first_lanes(n), y);
+      at += n;
+    }
+    return;
+  }
+#endif
   alignas(64) A lanes[L];
   for (int v = 0; v < N; ++v) *reinterpret_cast<V*>(lanes + v * W) = sums[v];
   int n = 0;

@@ -100,13 +100,14 @@ PlaneAxis::PlaneAxis(const ConvAxis& axis)
 PlaneTiling::PlaneTiling(const ConvAxis& rows_axis, const ConvAxis& cols_axis, int64_t count, int64_t channels,
                          int64_t lanes_, int64_t size)
     : h(rows_axis), w(cols_axis), lanes(lanes_), pitch(pitch_of(w)), rows(h.target), bands(1) {
-  constexpr int64_t kBudget = 640 << 10;  // with what streams by, the planes stay in 1 MiB of L2
+  // With what streams by, the planes stay in L2: 1 MiB where there is AVX-512, 512 KiB on Zen 2 and 3.
+  const int64_t budget = (isa() >= Isa::avx512 ? 640 : 448) << 10;
   const int64_t line = channels * size, span = h.high - h.low;
   image = rounded_up(std::max(h.coordinates - h.low, h.target + std::max<int64_t>(h.high, 0)) * pitch, lanes);
   lead = rounded_up(std::max<int64_t>(0, -w.low), lanes);
-  images = std::min(count, std::max<int64_t>(1, kBudget / (image * line)));
-  if ((h.target + span) * pitch * line > kBudget) {
-    const int64_t fit = kBudget / (pitch * line) - span;
+  images = std::min(count, std::max<int64_t>(1, budget / (image * line)));
+  if ((h.target + span) * pitch * line > budget) {
+    const int64_t fit = budget / (pitch * line) - span;
     rows = ceil_div(h.target, ceil_div(h.target, std::max<int64_t>(fit, 1)));
     bands = ceil_div(h.target, rows);
   }
@@ -140,8 +141,9 @@ std::vector<ConvLine> PlaneTiling::lines(int64_t n, int64_t several, int64_t apa
   const int64_t count = line_count(n);
   for (int64_t g = 0; g < several; ++g) {
     int64_t at = g * apart, row = 0, col = 0;
+    const int64_t end = at + n * w.target;
     for (int64_t i = 0; i < count; ++i) {
-      ConvLine line{static_cast<int32_t>(at), 0, 0};
+      ConvLine line{static_cast<int32_t>(at), static_cast<int32_t>(end - at), 0, 0};
       for (int64_t l = 0; l < lanes; ++l) {
         if (col < w.target && row < n) {
           line.mask = static_cast<uint16_t>(line.mask | 1u << l);

@@ -12,9 +12,10 @@
 
 namespace sparse_ops {
 
-// Lanes of one line of target positions: `count` of them, those in `mask`, are pixels; the first is number `at` of its run.
+// Lanes of one line of target positions: `count` of them, those in `mask`, are pixels; the first is number `at` of its run,
+// and the image's pixels in the run are `room` from there on.
 struct ConvLine {
-  int32_t at;
+  int32_t at, room;
   uint16_t mask, count;
 };
 

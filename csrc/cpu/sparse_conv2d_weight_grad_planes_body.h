@@ -1,10 +1,11 @@
 // Dot products of planes of x with runs of dy: a few lines of dy of one target channel stay in registers while the values
 // of that channel pass; each has a vector of sums in L1, and these are added in float64 after a few hundred products.
 #include "lanes_body.h"
+#include "some_lanes_body.h"
 #include "sums_body.h"
 
 // How many lines of dy are held in registers at once.
-constexpr int kDotLines = SPARSE_OPS_AVX512 ? 8 : SPARSE_OPS_AVX2 ? 4 : 2;
+constexpr int kDotLines = SPARSE_OPS_AVX512 ? 8 : SPARSE_OPS_AVX2 ? 6 : 2;
 
 // The pixels of a line, each in its lane; 0 in the others.
 template <typename A>
@@ -23,6 +24,19 @@ static inline void spread(const A* run, const ConvLine& line, Vector<A>* lanes) 
     lanes[0] = (Vector<A>)_mm512_maskz_expand_pd(static_cast<__mmask8>(line.mask),
                                                  _mm512_maskz_loadu_pd(static_cast<__mmask8>(n), run + line.at));
 #else
+#if SPARSE_OPS_AVX2
+  if constexpr (sizeof(A) == 4) {
+    const A* at = run + line.at;
+#pragma GCC unroll 2
+    for (int v = 0; v < L / W; ++v) {
+      const unsigned mask = line.mask >> 8 * v & 0xff;
+      const int n = __builtin_popcount(mask);
+      lanes[v] = (Vector<A>)expanded(_mm256_maskload_ps(at, first_lanes(n)), mask);
+      at += n;
+    }
+    return;
+  }
+#endif
   A some[L] = {};
   const A* next = run + line.at;
   for (int l = 0; l < L; ++l)
@@ -84,10 +98,10 @@ static void dot_run_as(const PlaneDots<A>& dots) {
 #if SPARSE_OPS_AVX2 || SPARSE_OPS_AVX512
         case 3: dot_lines<A, 3, Careful>(dots, first, begin, n, more, vectors); break;
         case 4: dot_lines<A, 4, Careful>(dots, first, begin, n, more, vectors); break;
-#endif
-#if SPARSE_OPS_AVX512
         case 5: dot_lines<A, 5, Careful>(dots, first, begin, n, more, vectors); break;
         case 6: dot_lines<A, 6, Careful>(dots, first, begin, n, more, vectors); break;
+#endif
+#if SPARSE_OPS_AVX512
         case 7: dot_lines<A, 7, Careful>(dots, first, begin, n, more, vectors); break;
         case 8: dot_lines<A, 8, Careful>(dots, first, begin, n, more, vectors); break;
 #endif
