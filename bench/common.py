@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import sparse_ops
+from sparse_ops import launch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -124,6 +125,7 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu,
+        "isa": launch.isa(),
         "versions": machine["versions"],
         "commit": machine["commit"],
     }

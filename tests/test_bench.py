@@ -13,7 +13,7 @@ from sparse_ops.nn import SparseLinear
 from sparse_ops.train import networks
 
 FIELDS = {"op", "shape", "dtype", "sparsity", "contender", "ms", "spread", "gflops", "gbs", "threads", "device"}
-FIELDS |= {"versions", "commit"}
+FIELDS |= {"versions", "commit", "isa"}
 
 
 def records(monkeypatch, tmp_path, module, *arguments):
