@@ -6,6 +6,7 @@ The name of a contender says its kind: "dense ...", "sparse_ops ...", anything e
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -114,7 +115,9 @@ def forward(weight: Tensor, x: Tensor, bias: Tensor, compile_dense: bool = True)
         if len(x) > 1:
             last = batch_last(own[0])
             found.add(f"sparse_ops {name} batch-last", lambda layer=layer, x=last: functools.partial(layer, x))
-    csr = weight.to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        csr = weight.to_sparse_csr()
     found.add("torch CSR", lambda: lambda: torch.addmm(bias[:, None], csr, x.T).T)
     found.add("scipy CSR", lambda: _scipy(x, weight, bias))
     found.add("onnxruntime dense", lambda: _onnx(x, weight, bias))

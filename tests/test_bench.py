@@ -56,7 +56,6 @@ def test_select(monkeypatch, tmp_path):
     assert all(set(line) >= FIELDS for line in lines)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 def test_linear(monkeypatch, tmp_path, capsys):
     names = ["--size", "48x32", "--batch", "5", "--sparsity", "0.5", "0.9", "--mask", "erk", "--no-compile"]
     lines = [r for r in records(monkeypatch, tmp_path, linear, *names) if r["ms"]]
