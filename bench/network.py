@@ -71,11 +71,12 @@ def pruned(name: str, sparsity: float, mask: str, weights: Path | None) -> nn.Mo
     return model
 
 
-def dense(model: nn.Module, x: Tensor, compile_dense: bool) -> Contenders:
-    """Every dense form of the network."""
+def dense(model: nn.Module, x: Tensor, dtypes: list[str], compile_dense: bool) -> Contenders:
+    """Every dense form of the network in these dtypes, and onnxruntime's in float32."""
     found = Contenders()
     images = x.dim() == 4
-    for name, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
+    for name in dtypes:
+        dtype = getattr(torch, name)
         for layout in ["", " channels_last"] if images else [""]:
             form = torch.channels_last if layout else torch.contiguous_format
             own = copy.deepcopy(model).to(dtype=dtype)
@@ -130,7 +131,7 @@ def compare(args: argparse.Namespace, sparsity: float, batch: int, threads: int)
     torch._dynamo.reset()
     with torch.no_grad():
         expected = copy.deepcopy(model).double()(x.double())
-        found = dense(model, x, not args.no_compile)
+        found = dense(model, x, args.dense_dtype, not args.no_compile)
         ours = {}
         for dtype in args.dtype:
             ours[dtype] = optimize_for_inference(model, x, dtype=dtype, verbose=args.layers)
@@ -175,6 +176,13 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--weights", type=Path, metavar="FILE", help="of sparse_ops.save, for --mask trained")
     options.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     options.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32", "bfloat16"])
+    options.add_argument(
+        "--dense-dtype",
+        choices=["float32", "bfloat16"],
+        nargs="+",
+        default=["float32", "bfloat16"],
+        help="bfloat16 takes a minute a line where the processor has no instruction for it",
+    )
     options.add_argument("--malloc", choices=["default", "tuned"], default="default")
     options.add_argument("--no-compile", action="store_true", help="leave out torch.compile, a minute a line")
     options.add_argument("--layers", action="store_true", help="print what was chosen for each layer")

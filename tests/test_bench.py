@@ -1,5 +1,6 @@
 """The benchmarks run, leave one record a line with the agreed fields, and say what they skip."""
 
+import argparse
 import json
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import conv, fixed_mask, linear, network, select, speedups, step, train_step
+from bench import common, conv, fixed_mask, linear, network, select, speedups, step, train_step
 from sparse_ops import save
 from sparse_ops.nn import SparseLinear
 from sparse_ops.train import networks
@@ -171,3 +172,15 @@ def test_network(monkeypatch, tmp_path):
     assert all(set(line) >= FIELDS | {"error", "tolerance", "kind"} for line in timed)
     ours = [line for line in timed if line["kind"] == "ours"]
     assert all(line["bytes_held"] < line["dense_bytes"] for line in ours)
+
+
+def test_who_is_hopelessly_slow_is_timed_once(monkeypatch):
+    """Also where it is the first; the others are timed in every round."""
+    clock = {"slow": 30.0, "quick": 1.4, "quickest": 1.3}
+    calls: list[str] = []
+    monkeypatch.setattr(common, "seconds", lambda run, repeats, device: clock[run()])
+    runs = {name: lambda name=name: calls.append(name) or name for name in clock}
+    found = common.measure(runs, argparse.Namespace(rounds=5, seconds=0.02, device="cpu"))
+    assert {name: time["ms"] for name, time in found.items()} == {"slow": 3e4, "quick": 1.4e3, "quickest": 1.3e3}
+    assert calls.count("slow") == 2 and calls.count("quick") == calls.count("quickest") == 2 + 1 + 5
+    assert found["slow"]["spread"] == 0
