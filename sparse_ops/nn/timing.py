@@ -15,6 +15,9 @@ AGREE = 0.08  # the least times of the two orders, relative to each other
 # A short run is repeated until a sample lasts this long. Short samples find gaps between the time slices, of some
 # milliseconds, that other programs take.
 SAMPLE_SECONDS = {"cpu": 5e-5, "cuda": 2e-3}
+# A run that takes longer than this with one thread, and that many times as long as another for each thread, is not
+# timed again: bfloat16 without an instruction for it takes a second where float32 takes 10 ms.
+HOPELESS_SECONDS, HOPELESS_RATIO = 0.1, 20
 TURN_SECONDS = 5e-4  # an alternative's turn in a round is as many samples as fit into this, of which the first warm up
 
 Run = Callable[[], Any]
@@ -40,11 +43,15 @@ def compare(runs: Sequence[Run], device: torch.device) -> Times:
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     with _threads(1):
         alone = [_least(run, 1, 3, device) for run in runs]
-    times = _measure(runs, device, alone)
-    if threads == 1 or not times.busy:
-        return times
-    with _threads(1):
-        return Times(_measure(runs, device, alone).ms, True, 1)
+    hopeless = max(HOPELESS_SECONDS, HOPELESS_RATIO * threads * min(alone))
+    kept = [i for i, s in enumerate(alone) if s <= hopeless]
+    runs, of_kept = [runs[i] for i in kept], [alone[i] for i in kept]
+    times = _measure(runs, device, of_kept)
+    if threads > 1 and times.busy:
+        with _threads(1):
+            times = Times(_measure(runs, device, of_kept).ms, True, 1)
+    ms = dict(enumerate(1e3 * s for s in alone)) | dict(zip(kept, times.ms, strict=True))
+    return Times(tuple(ms.values()), times.busy, times.threads)
 
 
 @contextmanager

@@ -82,3 +82,16 @@ def test_times_that_never_settle_are_called_busy(monkeypatch):
 )
 def test_a_layer_is_swapped_only_for_a_gain_that_lasts(times, sparse, reason):
     assert choice.judge(times) == (sparse, reason)
+
+
+def test_a_hopeless_run_is_timed_once(two_threads):
+    """The order of the times stays that of the runs."""
+    calls = [0]
+
+    def count():
+        calls[0] += 1
+        return 0.0
+
+    times = timing.compare([waiting(200.0, count), waiting(0.4), waiting(0.2)], CPU)
+    assert calls[0] == 1
+    assert times.ms == pytest.approx((200.0, 0.4, 0.2), rel=0.2)
