@@ -102,29 +102,41 @@ static inline void streamed() {}
 template <typename T>
 constexpr int kMostPixels = SPARSE_OPS_AVX512 ? 4 : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3) : (sizeof(T) == 2 ? 1 : 2);
 
+// gcc keeps the sums of three such loops in one function in memory where there are sixteen registers.
+#if SPARSE_OPS_AVX512
+#define SPARSE_OPS_INLINE inline
+#else
+#define SPARSE_OPS_INLINE __attribute__((noinline))
+#endif
+
 // Adds the entries e .. last to the sums of pixels First .. P - Last of a run; K separate sums each.
 template <typename T, int P, int K, bool Some, int First, int Last, typename A>
-static inline void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, const ConvEntry<A>* last, int lanes,
+static SPARSE_OPS_INLINE void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, const ConvEntry<A>* last, int lanes,
                                Vector<A> (&acc)[K][P][64 / kVectorBytes]) {
   constexpr int N = 64 / kVectorBytes;
+  const auto each = [&](const auto& f) {
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 6
+      for (int p = First; p < P - Last; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) f(k, p, v);
+  };
+  Vector<A> sums[K][P][N];
+  each([&](int k, int p, int v) { sums[k][p][v] = acc[k][p][v]; });
   for (; e + K <= last; e += K)
-#pragma GCC unroll 4
-    for (int k = 0; k < K; ++k) {
-      const int64_t offset = e[k].offset;
-#pragma GCC unroll 6
-      for (int p = First; p < P - Last; ++p)
-#pragma GCC unroll 4
-        for (int v = 0; v < N; ++v) acc[k][p][v] += e[k].value * load_line<Some>(in[p] + offset, v, lanes);
-    }
+    each([&](int k, int p, int v) {
+      sums[k][p][v] += e[k].value * load_line<Some>(in[p] + e[k].offset, v, lanes);
+    });
   if constexpr (K > 1)
-    for (; e < last; ++e) {
-      const int64_t offset = e->offset;
-#pragma GCC unroll 6
-      for (int p = First; p < P - Last; ++p)
-#pragma GCC unroll 4
-        for (int v = 0; v < N; ++v) acc[0][p][v] += e->value * load_line<Some>(in[p] + offset, v, lanes);
-    }
+    for (; e < last; ++e)
+      each([&](int k, int p, int v) {
+        if (k == 0) sums[0][p][v] += e->value * load_line<Some>(in[p] + e->offset, v, lanes);
+      });
+  each([&](int k, int p, int v) { acc[k][p][v] = sums[k][p][v]; });
 }
+
+#undef SPARSE_OPS_INLINE
 
 // Adds the addend, activates and stores the sums of P pixels.
 template <typename T, int P, bool Some, typename A>
