@@ -6,12 +6,6 @@ struct HalfLanes {
   static constexpr int count = 2 * Lanes<float>::count;
 };
 
-static inline Words words_of(const void* halves) {  // as many halves as a vector has words, each in the lower half of one
-  HalfWords half;
-  std::memcpy(&half, halves, sizeof(half));
-  return __builtin_convertvector(half, Words);
-}
-
 // 2 W columns of a panel from `lines` <= 2 W lines of x, as pack_lines; pairs of them are the words of a square.
 template <typename T, bool Full>
 static inline void pack_half_lines(const T* x, int64_t total, int64_t lines, int64_t depth, int64_t tile, T* panel) {

@@ -100,10 +100,19 @@ static inline Vector<double> load(const double* p) {
   return v;
 }
 
-static inline Vector<float> load(const BFloat* p) {
+// As many halves as a vector has words, each in the lower half of one. gcc 12 converts for AVX2 in two pieces.
+static inline Words words_of(const void* halves) {
+#if SPARSE_OPS_AVX2
+  return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(halves)));
+#else
   HalfWords half;
-  std::memcpy(&half, p, sizeof(half));
-  const Words words = __builtin_convertvector(half, Words) << 16;
+  std::memcpy(&half, halves, sizeof(half));
+  return __builtin_convertvector(half, Words);
+#endif
+}
+
+static inline Vector<float> load(const BFloat* p) {
+  const Words words = words_of(p) << 16;
   Vector<float> v;
   std::memcpy(&v, &words, sizeof(v));
   return v;
@@ -129,8 +138,14 @@ static inline void store(BFloat* p, const Vector<float>& v) {
   std::memcpy(&bits, &v, sizeof(v));
   const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const Words nan = (bits & 0x7fffffff) > 0x7f800000;  // all ones where true
-  const HalfWords half = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), HalfWords);
+  const Words words = (rounded & ~nan) | (nan & 0x7fc0);
+#if SPARSE_OPS_AVX2
+  const __m128i low = _mm256_castsi256_si128((__m256i)words), high = _mm256_extracti128_si256((__m256i)words, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
+#else
+  const HalfWords half = __builtin_convertvector(words, HalfWords);
   std::memcpy(p, &half, sizeof(half));
+#endif
 }
 
 static inline void store(Half* p, const Vector<float>& v) {
