@@ -22,9 +22,9 @@ constexpr int64_t kGroupedBytes = 64 << 20;  // the most that a regrouped matrix
 // Whether the matrix is regrouped for this call (csr_grouped_body.h): float32 where that takes less than it gains. A
 // nonzero gains 0.25 ns a tile and takes 0.35 once, the end of a row in a block takes 2 to 4: 3072 x 768 with N = 128 takes
 // 9 % less at 90 %, 3 % more at 98 %, where it is not done. An odd number of tiles is a tile less than in the usual way.
-// Nothing here may depend on the number of threads, since it decides the order of sums. With AVX2 a tile of four vectors in
-// L2 is as quick without it (Zen 3, 1024 x 1024 with N = 1024 and 4096 x 4096 with N = 64) or quicker (3072 x 768 with
-// N = 128: 1.0 against 1.5 ms at 90 %).
+// Nothing here may depend on the number of threads, since it decides the order of sums. With AVX2 tiles of four vectors are as
+// quick as they are as regrouped (Zen 3, 1024 x 1024 with N = 1024, 4096 x 4096 with N = 64) or quicker (3072 x 768 with
+// N = 128: 1.0 against 1.5 ms at 90 %); without AVX-512 or AVX2 neither was measured.
 bool is_grouped(const CsrProblem& p, int64_t nnz, int64_t tile) {
   if (isa() < Isa::avx512) return false;
   const int64_t tiles = (p.N + tile - 1) / tile, gained = tiles - 2 + tiles % 2 * 4;
@@ -105,7 +105,7 @@ void multiply(const Tensor& values, const Tensor& row_offsets, const Tensor& col
     return multiply_grouped(p, nnz, vector / 2, useful_threads(nnz, p.M, p.N));
   const int64_t size = p.dtype == Dtype::f64 ? 8 : 4, panel_size = p.panel == Panel::computed ? size : 2;
   // Eight vectors of AVX2 fill half of Zen 3's L2 at K = 1024: 0.57 against 0.48 ms with four for N = 128 at 90 %.
-  const int64_t threads = useful_threads(values.numel(), p.M, p.N), most = panel_size == 2 || isa() < Isa::avx512 ? 4 : 8;
+  const int64_t threads = useful_threads(values.numel(), p.M, p.N), most = panel_size == 2 || isa() == Isa::avx2 ? 4 : 8;
   const int64_t lanes = vector / panel_size;
   const bool narrow = p.panel == Panel::computed && vector >= 32 && 2 * p.N <= lanes;
   const int64_t tile = p.N == 1 ? 1 : narrow ? lanes / 2

@@ -66,32 +66,32 @@ static inline void store_line(T* p, int v, int lanes, const V& x) {
   if (n > 0) std::memcpy(p + v * W, some, n * sizeof(T));
 }
 
-// Past the caches, where a line is whole.
+// Vector v of a line past the caches, where the line is one of the cache's.
 #if SPARSE_OPS_AVX512
-static inline bool stream_line(float* p, const Vector<float>& x) {
+static inline bool stream_line(float* p, int, const Vector<float>& x) {
   if (reinterpret_cast<uintptr_t>(p) % 64 != 0) return false;
   _mm512_stream_ps(p, (__m512)x);
   return true;
 }
 template <typename T, typename V>
-static inline bool stream_line(T*, const V&) {
+static inline bool stream_line(T*, int, const V&) {
   return false;
 }
 static inline void streamed() { _mm_sfence(); }
 #elif SPARSE_OPS_AVX2
-static inline bool stream_line(float* p, const Vector<float>& x) {
-  if (reinterpret_cast<uintptr_t>(p) % 32 != 0) return false;
-  _mm256_stream_ps(p, (__m256)x);
+static inline bool stream_line(float* p, int v, const Vector<float>& x) {
+  if (reinterpret_cast<uintptr_t>(p) % 64 != 0) return false;
+  _mm256_stream_ps(p + 8 * v, (__m256)x);
   return true;
 }
 template <typename T, typename V>
-static inline bool stream_line(T*, const V&) {
+static inline bool stream_line(T*, int, const V&) {
   return false;
 }
 static inline void streamed() { _mm_sfence(); }
 #else
 template <typename T, typename V>
-static inline bool stream_line(T*, const V&) {
+static inline bool stream_line(T*, int, const V&) {
   return false;
 }
 static inline void streamed() {}
@@ -103,10 +103,10 @@ template <typename T>
 constexpr int kMostPixels = SPARSE_OPS_AVX512 ? 4 : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3) : (sizeof(T) == 2 ? 1 : 2);
 
 // gcc keeps the sums of three such loops in one function in memory where there are sixteen registers.
-#if SPARSE_OPS_AVX512
-#define SPARSE_OPS_INLINE inline
-#else
+#if SPARSE_OPS_AVX2
 #define SPARSE_OPS_INLINE __attribute__((noinline))
+#else
+#define SPARSE_OPS_INLINE inline
 #endif
 
 // Adds the entries e .. last to the sums of pixels First .. P - Last of a run; K separate sums each.
@@ -125,9 +125,7 @@ static SPARSE_OPS_INLINE void add_entries(const T* const (&in)[P], const ConvEnt
   Vector<A> sums[K][P][N];
   each([&](int k, int p, int v) { sums[k][p][v] = acc[k][p][v]; });
   for (; e + K <= last; e += K)
-    each([&](int k, int p, int v) {
-      sums[k][p][v] += e[k].value * load_line<Some>(in[p] + e[k].offset, v, lanes);
-    });
+    each([&](int k, int p, int v) { sums[k][p][v] += e[k].value * load_line<Some>(in[p] + e[k].offset, v, lanes); });
   if constexpr (K > 1)
     for (; e < last; ++e)
       each([&](int k, int p, int v) {
@@ -150,7 +148,7 @@ static inline void finish_run(const ConvLines<A>& lines, const ConvRun& run, int
       if (lines.addend != nullptr)
         sums[p][v] += load_line<Some>(static_cast<const T*>(lines.addend) + to, v, lines.lanes);
       const Vector<A> y = activated<A>(sums[p][v], lines.activation);
-      if (!lines.stream || !stream_line(static_cast<T*>(lines.y) + to + v * Lanes<A>::count, y))
+      if (!lines.stream || !stream_line(static_cast<T*>(lines.y) + to, v, y))
         store_line(static_cast<T*>(lines.y) + to, v, lines.lanes, y);
     }
   }

@@ -59,7 +59,7 @@ struct ConvTiling {
 };
 
 // The cheapest tiling by an estimate of its cycles: a function of the shape, the number of values and the memory format
-// alone, so that results do not depend on threads or instruction sets. values_per_channel: of a target channel.
+// alone, so that the tiling depends on neither threads nor instruction sets. values_per_channel: of a target channel.
 ConvTiling conv_tiling(const ConvAxis& h, const ConvAxis& w, int64_t images, int64_t source_channels,
                        int64_t target_channels, double values_per_channel, int64_t lanes, bool channels_last);
 

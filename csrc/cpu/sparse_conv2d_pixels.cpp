@@ -74,7 +74,7 @@ bool conv_pixels_suit(const ConvImages& source, const ConvImages& target, const 
   if (!t.serves(source.channels, sizeof(A))) return false;
   if (source.layout == ConvLayout::contiguous || t.h.stride * t.w.stride > 1) return true;
   const bool few = target.rows * target.cols <= kSmall && 4 * target.images < 3 * kLanes;
-  if (isa() < Isa::avx512 && h.kernel * w.kernel > 1) return true;
+  if (isa() == Isa::avx2 && h.kernel * w.kernel > 1) return true;
   return few || (sizeof(T) == sizeof(float) && past_caches<T>(target));
 }
 

@@ -100,8 +100,8 @@ PlaneAxis::PlaneAxis(const ConvAxis& axis)
 PlaneTiling::PlaneTiling(const ConvAxis& rows_axis, const ConvAxis& cols_axis, int64_t count, int64_t channels,
                          int64_t lanes_, int64_t size)
     : h(rows_axis), w(cols_axis), lanes(lanes_), pitch(pitch_of(w)), rows(h.target), bands(1) {
-  // With what streams by, the planes stay in L2: 1 MiB where there is AVX-512, 512 KiB on Zen 2 and 3.
-  const int64_t budget = (isa() >= Isa::avx512 ? 640 : 448) << 10;
+  // With what streams by, the planes stay in L2: 1 MiB on processors with AVX-512, 512 KiB on Zen 2 and 3.
+  const int64_t budget = (isa() == Isa::avx2 ? 448 : 640) << 10;
   const int64_t line = channels * size, span = h.high - h.low;
   image = rounded_up(std::max(h.coordinates - h.low, h.target + std::max<int64_t>(h.high, 0)) * pitch, lanes);
   lead = rounded_up(std::max<int64_t>(0, -w.low), lanes);

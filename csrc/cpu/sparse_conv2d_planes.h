@@ -70,7 +70,7 @@ template <typename T>
 void read_runs(const ConvImages& y, const PlaneTile& tile, int64_t r, int64_t n, int64_t apart, int64_t pitch,
                void* runs);
 
-// The way back. past: whole lines go past the caches, where T is float, and written() ends that.
+// The way back. past: whole lines go past the caches, where T is not a half, and written() ends that.
 template <typename T>
 void write_runs(const void* runs, int64_t apart, int64_t pitch, bool past, const ConvImages& y, const PlaneTile& tile,
                 int64_t r, int64_t n);

@@ -23,7 +23,7 @@ namespace {
 bool pays(const ConvImages& dy, const ConvAxis& h, const ConvAxis& w, int64_t lanes) {
   constexpr int64_t kSmall = 256, kSmallest = 64;
   if (4 * dy.images < 3 * lanes) return true;
-  if (isa() < Isa::avx512) return dy.rows * dy.cols > kSmallest || h.kernel * w.kernel == 1;
+  if (isa() == Isa::avx2) return dy.rows * dy.cols > kSmallest || h.kernel * w.kernel == 1;
   return dy.rows * dy.cols > kSmall && (h.kernel * w.kernel > 1 || h.stride * w.stride > 1);
 }
 

@@ -10,12 +10,17 @@ from sparse_ops.formats import Pattern
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
 EXPANDING = Shape(4, 8, 64, (64, 64), (1, 1), padding=(0, 0))
+# More than 6 MB of float32, written past the caches; lines of 24 images begin in the middle of the cache's.
+STREAMED = Shape(16, 4, 32, (64, 60), (3, 3), padding=(1, 1))
+HALF_LINES = Shape(24, 4, 24, (64, 60), (3, 3), padding=(1, 1))
 REDUCING = Shape(16, 128, 16, (28, 28), (1, 1), padding=(0, 0))  # of few values all of it once was a single tile
 
 
 @LAYOUTS
 @pytest.mark.parametrize("density", [0.01, 0.1])
-@pytest.mark.parametrize("shape", [EXPANDING, REDUCING], ids=["expanding", "reducing"])
+@pytest.mark.parametrize(
+    "shape", [EXPANDING, STREAMED, HALF_LINES, REDUCING], ids=["expanding", "streamed", "half lines", "reducing"]
+)
 def test_large_images_agree_with_dense(shape, density, layout, isa):
     p = Problem(shape, density=density, layout=layout)
     with Poisoned():
