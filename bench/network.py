@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import sparse_ops
 from bench import speedups
-from bench.common import measure, parser, report, skip, start
+from bench.common import DTYPES, measure, parser, report, skip, start
 from bench.rivals import Contenders, Run
 from sparse_ops import masks
 from sparse_ops.inference import optimize_for_inference
@@ -76,7 +76,7 @@ def dense(model: nn.Module, x: Tensor, dtypes: list[str], compile_dense: bool) -
     found = Contenders()
     images = x.dim() == 4
     for name in dtypes:
-        dtype = getattr(torch, name)
+        dtype = DTYPES[name]
         for layout in ["", " channels_last"] if images else [""]:
             form = torch.channels_last if layout else torch.contiguous_format
             own = copy.deepcopy(model).to(dtype=dtype)
