@@ -9,11 +9,12 @@
 
 constexpr int64_t kRowBlock = 16;
 
-// Partial sums of up to W nonzeros that follow each other.
+// Partial sums of up to W nonzeros that follow each other, and where the nonzeros of this thread end.
 template <typename A>
 struct Pending {
   A vectors[Lanes<A>::count * Lanes<A>::count];
   int count;
+  int32_t end;
 };
 
 // Ends `count` pending nonzeros, the last of which is `last` - 1; `add` says whether `to` holds a sum already.
@@ -75,9 +76,59 @@ static inline Vector<float> product(const HalfRow<T, NV>& row, const T* from) {
   return even + odd;
 }
 
+#if SPARSE_OPS_AVX2
+static inline __m256d sums_of_two(const __m256& a, const __m256& b) {
+  return _mm256_castps_pd(_mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
+}
+
+// The sums of four vectors, each in the same order, whatever its place.
+static inline __m128 sums_of_four(const Vector<float> (&v)[4]) {
+  const __m256d low = sums_of_two(v[0], v[1]), high = sums_of_two(v[2], v[3]);
+  const __m256 halves = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)),
+                                      _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)));
+  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+// Four nonzeros of a row at once, whose vectors of sums never leave the registers. The last turn of a row reads what
+// follows in the panel's place and adds 0 to the next row's sums, or leaves 0 to be written over.
+template <typename R, typename T>
+static void sample_fours(const CsrProblem& p, const T* panel, const T* dy, int64_t begin, int64_t rows, bool add,
+                         int32_t end, float* to) {
+  const int32_t* columns = p.columns;
+  for (int64_t r = begin; r < begin + rows; ++r, dy += R::width) {
+    R row;
+    take(dy, &row);
+    const int32_t last = p.offsets[r + 1];
+    for (int32_t i = p.offsets[r]; i < last; i += 4) {
+      const bool inside = i + 4 <= end;
+      int32_t some[4];
+      if (!inside)
+        for (int u = 0; u < 4; ++u) some[u] = columns[i + u < last ? i + u : i];
+      const int32_t* at = inside ? columns + i : some;
+      Vector<float> sums[4];
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) sums[u] = product(row, panel + static_cast<int64_t>(at[u]) * R::width);
+      __m128 sum = sums_of_four(sums);
+      if (inside) {
+        const __m128i left = _mm_cmpgt_epi32(_mm_set1_epi32(last - i), _mm_setr_epi32(0, 1, 2, 3));
+        sum = _mm_and_ps(sum, _mm_castsi128_ps(left));
+        _mm_storeu_ps(to + i, add ? _mm_add_ps(_mm_loadu_ps(to + i), sum) : sum);
+      } else {
+        float one[4];
+        _mm_storeu_ps(one, sum);
+        for (int u = 0; i + u < last; ++u) to[i + u] = add ? to[i + u] + one[u] : one[u];
+      }
+    }
+  }
+}
+#endif
+
 template <typename R, typename T, typename A>
 static void sample_rows(const CsrProblem& p, const T* panel, const T* dy, int64_t begin, int64_t rows, bool add,
                         Pending<A>& pending, A* to) {
+#if SPARSE_OPS_AVX2
+  if constexpr (sizeof(A) == 4) return sample_fours<R>(p, panel, dy, begin, rows, add, pending.end, to);
+#endif
   constexpr int W = Lanes<A>::count;
   int count = pending.count;  // in a register: in memory it would be a chain of loads and stores from nonzero to nonzero
   for (int64_t r = begin; r < begin + rows; ++r, dy += R::width) {
@@ -203,6 +254,7 @@ static void sddmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t
   if (fresh && !p.direct) pack(b, 0, p.K, p.K, p.N, first, tile, p.transposed, static_cast<T*>(panel_memory));
   Pending<A> pending;
   pending.count = 0;
+  pending.end = p.offsets[end];
   std::memset(pending.vectors, 0, sizeof(pending.vectors));
   for (int64_t r = begin; r < end; r += kRowBlock) {
     const int64_t rows = end - r < kRowBlock ? end - r : kRowBlock;
@@ -253,6 +305,7 @@ static void sddmm_grouped(const CsrProblem& p, int64_t first, int64_t tile, int6
   pack_panel(static_cast<const float*>(p.y), begin, rows, p.M, p.N, first, tile, p.y_transposed, rows_memory);
   Pending<float> pending;
   pending.count = 0;
+  pending.end = p.offsets[end * blocks];
   std::memset(pending.vectors, 0, sizeof(pending.vectors));
   for (int64_t b = 0; b < blocks; ++b)
     sample(p, tile, panel, rows_memory, begin * blocks + b * rows, rows, add, pending, to);
