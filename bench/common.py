@@ -37,6 +37,17 @@ def parser(doc: str, several_threads: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
+def dense_dtypes(parser: argparse.ArgumentParser) -> None:
+    """Add --dense-dtype, which leaves dense contenders out that a processor is hopelessly slow at."""
+    parser.add_argument(
+        "--dense-dtype",
+        choices=["float32", "bfloat16"],
+        nargs="+",
+        default=["float32", "bfloat16"],
+        help="bfloat16 takes minutes a line where the processor has no instruction for it",
+    )
+
+
 def start(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse, set threads and seed."""
     args = parser.parse_args(argv)

@@ -108,6 +108,8 @@ def compare(args: argparse.Namespace, network: str, sparsity: float) -> list[dic
     for name, make in contenders(network, sparsity, images, labels).items():
         if args.no_compile and name.endswith("compiled"):
             continue
+        if name.startswith("dense") and name.split()[1] not in args.dense_dtype:
+            continue
         try:
             runs[name] = make()
             runs[name]()

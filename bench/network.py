@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import sparse_ops
 from bench import speedups
-from bench.common import DTYPES, measure, parser, report, skip, start
+from bench.common import DTYPES, dense_dtypes, measure, parser, report, skip, start
 from bench.rivals import Contenders, Run
 from sparse_ops import masks
 from sparse_ops.inference import optimize_for_inference
@@ -176,13 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--weights", type=Path, metavar="FILE", help="of sparse_ops.save, for --mask trained")
     options.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     options.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32", "bfloat16"])
-    options.add_argument(
-        "--dense-dtype",
-        choices=["float32", "bfloat16"],
-        nargs="+",
-        default=["float32", "bfloat16"],
-        help="bfloat16 takes a minute a line where the processor has no instruction for it",
-    )
+    dense_dtypes(options)
     options.add_argument("--malloc", choices=["default", "tuned"], default="default")
     options.add_argument("--no-compile", action="store_true", help="leave out torch.compile, a minute a line")
     options.add_argument("--layers", action="store_true", help="print what was chosen for each layer")

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from bench import fixed_mask
-from bench.common import parser, report, seconds, start
+from bench.common import dense_dtypes, parser, report, seconds, start
 from sparse_ops import methods, optim
 from sparse_ops.train import networks
 
@@ -96,6 +96,7 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=64)
     options.add_argument("--fixed-mask", action="store_true", help="sparse modules against masked dense training")
     options.add_argument("--no-compile", action="store_true", help="leave out torch.compile (--fixed-mask)")
+    dense_dtypes(options)
     options.set_defaults(rounds=30)
     args = start(options)
     if args.fixed_mask:
