@@ -58,9 +58,25 @@ def unseen(tensors: Sequence[Tensor]) -> bool:
     Handing lists of tensors to the dispatcher and back costs 0.3 us a tensor. A compiler, a dispatch mode, a functional
     transform, autograd of either mode and tensor subclasses have to see the op.
     """
+    return not torch.is_grad_enabled() and _unwatched(tensors)
+
+
+def undispatched(tensors: Sequence[Tensor]) -> bool:
+    """`unseen` but for autograd, for a differentiable op on CPU or CUDA tensors: `ops.direct` has the autograd then.
+
+    A batch of gradients that autograd hands to a backward pass as one (`is_grads_batched=True`) looks like a tensor of
+    a single gradient's shape: the dispatcher alone knows what to do with it.
+    """
+    return (
+        tensors[0].device.type in ("cpu", "cuda")
+        and _unwatched(tensors)
+        and not any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
+    )
+
+
+def _unwatched(tensors: Sequence[Tensor]) -> bool:
     return not (
         torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0

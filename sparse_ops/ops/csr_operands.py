@@ -34,14 +34,6 @@ def for_gradient(pattern: formats.Tensors) -> formats.Tensors:
     return t_row_offsets, t_columns, row_offsets, columns, t_permutation
 
 
-def is_grads_batch(t: Tensor) -> bool:
-    """Whether t is a batch of gradients that autograd hands to a backward pass as one, `is_grads_batched=True`.
-
-    It looks like a tensor of a single gradient's shape, and the dispatcher alone knows what to do with it.
-    """
-    return bool(torch._C._functorch.is_legacy_batchedtensor(t))
-
-
 def check_epilogue(op: str, y: Tensor, addend: Tensor | None, activation: str) -> None:
     """The addend is like y, and the activation is one of ACTIVATIONS."""
     if activation not in ACTIVATIONS:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sparse_ops import checks, extension, formats, launch
-from sparse_ops.ops import transforms
-from sparse_ops.ops.csr_operands import for_gradient, is_grads_batch, stored
+from sparse_ops.ops import direct, transforms
+from sparse_ops.ops.csr_operands import for_gradient, stored
 from sparse_ops.reference import csr_sddmm as reference
 
 torch.library.define(
@@ -40,7 +40,6 @@ def _check(
     return b.new_empty(columns.shape)
 
 
-@torch.library.impl("sparse_ops::csr_sddmm", ("cpu", "cuda"))
 def _csr_sddmm(
     dy: Tensor,
     b: Tensor,
@@ -67,6 +66,9 @@ def _csr_sddmm(
     return dvalues
 
 
+torch.library.impl("sparse_ops::csr_sddmm", ("cpu", "cuda"), _csr_sddmm)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.transposed = inputs
     ctx.save_for_backward(*tensors)
@@ -78,15 +80,15 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     pattern: formats.Tensors = saved[2:]
     from sparse_ops.ops.csr_spmm import csr_spmm  # which imports this file: each is the other's gradient
 
-    product = torch.ops.sparse_ops.csr_spmm if is_grads_batch(g) else csr_spmm
-    ddy = product(g, *pattern, b, ctx.transposed, None) if ctx.needs_input_grad[0] else None
+    ddy = csr_spmm(g, *pattern, b, ctx.transposed, None) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[1]:
-        db = product(g.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
+        db = csr_spmm(g.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
     return ddy, db, *[None] * 6
 
 
 torch.library.register_autograd("sparse_ops::csr_sddmm", _backward, setup_context=_setup_context)
+_differentiable = direct.function(_csr_sddmm, _setup_context, _backward)
 
 
 def csr_sddmm(
@@ -106,6 +108,8 @@ def csr_sddmm(
     Returns (nnz,). It is the gradient of `csr_spmm` by its values; differentiable in dy and b, twice.
     """
     arguments = dy, b, row_offsets, columns, t_row_offsets, t_columns, t_permutation, transposed
+    if launch.undispatched((dy, b)):
+        return (_differentiable if direct.recorded((dy, b)) else _csr_sddmm)(*arguments)
     if launch.transformed():
         return transforms.apply(_RULE, *arguments)
     return torch.ops.sparse_ops.csr_sddmm(*arguments)

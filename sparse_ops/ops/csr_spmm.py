@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sparse_ops import checks, extension, formats, launch
-from sparse_ops.ops import transforms
-from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, is_grads_batch, like_layout, stored
+from sparse_ops.ops import direct, transforms
+from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, like_layout, stored
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.reference import csr_spmm as reference
 
@@ -112,14 +112,14 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dvalues = csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[6]:
-        product = torch.ops.sparse_ops.csr_spmm if is_grads_batch(dy) else csr_spmm
-        db = product(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
+        db = csr_spmm(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
     dbias = dy.sum(0 if ctx.transposed else 1) if ctx.has_bias and ctx.needs_input_grad[8] else None
     daddend = dy if ctx.has_addend and ctx.needs_input_grad[9] else None
     return dvalues, *[None] * 5, db, None, dbias, daddend, None
 
 
 torch.library.register_autograd("sparse_ops::csr_spmm", _backward, setup_context=_setup_context)
+_differentiable = direct.function(_csr_spmm, _setup_context, _backward)
 
 
 def csr_spmm(
@@ -146,7 +146,11 @@ def csr_spmm(
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     operands = [t for t in (values, b, bias, addend) if t is not None]
-    if b.device.type in ("cpu", "cuda") and launch.unseen(operands):  # 8 us less than through the dispatcher
+    if launch.undispatched(operands):
+        if torch.is_grad_enabled():
+            return (_differentiable if direct.recorded(operands) else _csr_spmm)(
+                values, *pattern, b, transposed, bias, addend, activation
+            )
         # large results of networks take memory that is free again (recycling), which is Python's to give
         small = b.dim() == 2 and (row_offsets.numel() - 1) * b.shape[0 if transposed else 1] <= SMALL
         if addend is None and (small or activation == "none") and launch.backend(b.device) == "native":

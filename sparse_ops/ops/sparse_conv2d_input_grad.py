@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_ops import extension, launch
 from sparse_ops.ops import conv_operands as operands
-from sparse_ops.ops import transforms
+from sparse_ops.ops import direct, transforms
 from sparse_ops.reference import sparse_conv2d_input_grad as reference
 
 NAME = "sparse_conv2d_input_grad"
@@ -44,7 +44,6 @@ def _output(
 torch.library.register_fake("sparse_ops::sparse_conv2d_input_grad", _output)
 
 
-@torch.library.impl("sparse_ops::sparse_conv2d_input_grad", ("cpu", "cuda"))
 def _input_grad(dy: Tensor, values: Tensor, *arguments: Any) -> Tensor:
     dx = _output(dy, values, *arguments)
     row_offsets, columns, t_row_offsets, t_columns, t_permutation, input_size, *window = arguments
@@ -63,6 +62,9 @@ def _input_grad(dy: Tensor, values: Tensor, *arguments: Any) -> Tensor:
             inputs = (dy, values, row_offsets, columns, dx.shape[1], input_size)
             dx.copy_(reference.sparse_conv2d_input_grad(*inputs, *window))
     return dx
+
+
+torch.library.impl("sparse_ops::sparse_conv2d_input_grad", ("cpu", "cuda"), _input_grad)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -84,6 +86,7 @@ def _backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("sparse_ops::sparse_conv2d_input_grad", _backward, setup_context=_setup_context)
+_differentiable = direct.function(_input_grad, _setup_context, _backward)
 
 
 def sparse_conv2d_input_grad(
@@ -108,6 +111,8 @@ def sparse_conv2d_input_grad(
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     arguments = dy, values, *pattern, input_size, kernel_size, stride, padding, dilation, groups
+    if launch.undispatched((dy, values)):
+        return (_differentiable if direct.recorded((dy, values)) else _input_grad)(*arguments)
     if launch.transformed():
         return transforms.apply(_RULE, *arguments)
     return torch.ops.sparse_ops.sparse_conv2d_input_grad(*arguments)

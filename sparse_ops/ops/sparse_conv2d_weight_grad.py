@@ -8,7 +8,7 @@ from torch import Tensor
 from sparse_ops import extension, launch
 from sparse_ops.layouts import is_batch_last
 from sparse_ops.ops import conv_operands as operands
-from sparse_ops.ops import to_layout, transforms
+from sparse_ops.ops import direct, to_layout, transforms
 from sparse_ops.reference import sparse_conv2d_weight_grad as reference
 
 NAME = "sparse_conv2d_weight_grad"
@@ -47,7 +47,6 @@ def _output(
 torch.library.register_fake("sparse_ops::sparse_conv2d_weight_grad", _output)
 
 
-@torch.library.impl("sparse_ops::sparse_conv2d_weight_grad", ("cpu", "cuda"))
 def _weight_grad(x: Tensor, dy: Tensor, *arguments: Any) -> Tensor:
     dvalues = _output(x, dy, *arguments)
     row_offsets, columns, _, _, _, *window = arguments
@@ -66,6 +65,9 @@ def _weight_grad(x: Tensor, dy: Tensor, *arguments: Any) -> Tensor:
         case "reference":
             dvalues.copy_(reference.sparse_conv2d_weight_grad(x, dy, row_offsets, columns, *window))
     return dvalues
+
+
+torch.library.impl("sparse_ops::sparse_conv2d_weight_grad", ("cpu", "cuda"), _weight_grad)
 
 
 def _together(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +99,7 @@ def _backward(ctx: Any, ddvalues: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("sparse_ops::sparse_conv2d_weight_grad", _backward, setup_context=_setup_context)
+_differentiable = direct.function(_weight_grad, _setup_context, _backward)
 
 
 def sparse_conv2d_weight_grad(
@@ -120,6 +123,8 @@ def sparse_conv2d_weight_grad(
     """
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     arguments = x, dy, *pattern, kernel_size, stride, padding, dilation, groups
+    if launch.undispatched((x, dy)):
+        return (_differentiable if direct.recorded((x, dy)) else _weight_grad)(*arguments)
     if launch.transformed():
         return transforms.apply(_RULE, *arguments)
     return torch.ops.sparse_ops.sparse_conv2d_weight_grad(*arguments)
