@@ -1,5 +1,7 @@
 """sparse_conv2d against torch.nn.functional.conv2d in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conv_problems import (
@@ -12,6 +14,7 @@ from conv_problems import (
     Poisoned,
     Problem,
     Shape,
+    for_many_calls,
     interpretable,
     shared,
 )
@@ -161,9 +164,9 @@ def test_nonfinite_pixels_stay_where_they_are(device, backend):
 
 
 @pytest.mark.parametrize("name", ["demo", "groups", "stride"])
-def test_gradcheck(name, backend):
-    shape = SHAPES[name]
-    p = Problem(Shape(2, shape.c, shape.o, (5, 4), *shape.window), torch.float64)
+def test_gradcheck(name, device, backend):
+    shape = for_many_calls(replace(SHAPES[name], n=2, size=(5, 4)), "contiguous", backend, device)
+    p = Problem(shape, torch.float64)
     operands = [t.requires_grad_() for t in (p.x, p.values, p.bias)]
 
     def run(x, values, bias):
@@ -175,7 +178,7 @@ def test_gradcheck(name, backend):
 
 @LAYOUTS
 def test_is_a_lawful_torch_op(layout, device, backend):
-    p = Problem(SHAPES["demo"], device=device, layout=layout)
+    p = Problem(for_many_calls(SHAPES["demo"], layout, backend, device), device=device, layout=layout)
     operands = [t.requires_grad_() for t in (p.x, p.values, p.bias)]
     arguments = (*operands[:2], *p.pattern.tensors(), operands[2], *p.shape.window)
     torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d.default, arguments)

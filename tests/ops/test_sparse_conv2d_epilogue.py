@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conv_problems import DTYPES, LAYOUT_OF, LAYOUTS, ROUNDING, SHAPES, Poisoned, Problem
+from conv_problems import DTYPES, LAYOUT_OF, LAYOUTS, ROUNDING, SHAPES, Poisoned, Problem, for_many_calls
 from torch.nn.functional import gelu
 
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
@@ -95,9 +95,9 @@ def test_gelu_has_no_gradient_and_says_so():
         sparse_conv2d(*arguments)
 
 
-def test_is_a_lawful_torch_op(backend):
-    p = Problem(SHAPES["demo"])
-    operands = [t.requires_grad_() for t in (p.x, p.values, p.bias, torch.randn(p.expected["y"].shape))]
+def test_is_a_lawful_torch_op(device, backend):
+    p = Problem(for_many_calls(SHAPES["demo"], "contiguous", backend, device), device=device)
+    operands = [t.requires_grad_() for t in (p.x, p.values, p.bias, torch.randn(p.expected["y"].shape, device=device))]
     x, values, bias, addend = operands
     arguments = (x, values, *p.pattern.tensors(), bias, *p.shape.window, addend, "relu")
     torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d.default, arguments)

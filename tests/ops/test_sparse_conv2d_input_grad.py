@@ -1,8 +1,21 @@
 """sparse_conv2d_input_grad against the gradient of torch.nn.functional.conv2d in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conv_problems import DTYPES, EVERY, LAYOUTS, NO_VALUES, SHAPES, Poisoned, Problem, Shape, interpretable, shared
+from conv_problems import (
+    DTYPES,
+    EVERY,
+    LAYOUTS,
+    NO_VALUES,
+    SHAPES,
+    Poisoned,
+    Problem,
+    for_many_calls,
+    interpretable,
+    shared,
+)
 
 import sparse_ops.ops.sparse_conv2d  # noqa: F401  its op is the gradient's gradient
 from sparse_ops.ops.sparse_conv2d_input_grad import sparse_conv2d_input_grad
@@ -61,9 +74,9 @@ def test_same_bits_for_any_number_of_threads(isa):
 
 
 @pytest.mark.parametrize("name", ["groups", "stride"])
-def test_gradcheck(name, backend):
-    shape = SHAPES[name]
-    p = Problem(Shape(2, shape.c, shape.o, (5, 4), *shape.window), torch.float64)
+def test_gradcheck(name, device, backend):
+    shape = for_many_calls(replace(SHAPES[name], n=2, size=(5, 4)), "contiguous", backend, device)
+    p = Problem(shape, torch.float64)
     operands = [t.requires_grad_() for t in (p.dy, p.values)]
     assert torch.autograd.gradcheck(
         lambda a, b: sparse_conv2d_input_grad(a, b, *p.pattern.tensors(), p.shape.size, *p.shape.window),
@@ -74,7 +87,7 @@ def test_gradcheck(name, backend):
 
 @LAYOUTS
 def test_is_a_lawful_torch_op(layout, device, backend):
-    p = Problem(SHAPES["stride"], device=device, layout=layout)
+    p = Problem(for_many_calls(SHAPES["stride"], layout, backend, device), device=device, layout=layout)
     operands = [t.requires_grad_() for t in (p.dy, p.values)]
     arguments = (*operands, *p.pattern.tensors(), p.shape.size, *p.shape.window)
     torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d_input_grad.default, arguments)

@@ -1,6 +1,7 @@
 """sparse_conv2d_weight_grad against the gradient of torch.nn.functional.conv2d in float64."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conv_problems import (
     Poisoned,
     Problem,
     Shape,
+    for_many_calls,
     interpretable,
     shared,
 )
@@ -103,9 +105,9 @@ def test_same_bits_for_any_number_of_threads(layout, isa):
 
 
 @pytest.mark.parametrize("name", ["groups", "stride"])
-def test_gradcheck(name, backend):
-    shape = SHAPES[name]
-    p = Problem(Shape(2, shape.c, shape.o, (5, 4), *shape.window), torch.float64)
+def test_gradcheck(name, device, backend):
+    shape = for_many_calls(replace(SHAPES[name], n=2, size=(5, 4)), "contiguous", backend, device)
+    p = Problem(shape, torch.float64)
     operands = [t.requires_grad_() for t in (p.x, p.dy)]
     assert torch.autograd.gradcheck(
         lambda a, b: sparse_conv2d_weight_grad(a, b, *p.pattern.tensors(), *p.shape.window), operands, fast_mode=True
@@ -114,7 +116,7 @@ def test_gradcheck(name, backend):
 
 @LAYOUTS
 def test_is_a_lawful_torch_op(layout, device, backend):
-    p = Problem(SHAPES["stride"], device=device, layout=layout)
+    p = Problem(for_many_calls(SHAPES["stride"], layout, backend, device), device=device, layout=layout)
     operands = [t.requires_grad_() for t in (p.x, p.dy)]
     arguments = (*operands, *p.pattern.tensors(), *p.shape.window)
     torch.library.opcheck(torch.ops.sparse_ops.sparse_conv2d_weight_grad.default, arguments)
