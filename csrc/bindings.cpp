@@ -20,6 +20,7 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("csr_pattern_offsets(Tensor dense, Tensor(a!) row_offsets) -> int");
   m.def("csr_pattern_fill(Tensor dense, Tensor row_offsets, Tensor(a!) columns, Tensor(b!) t_row_offsets, "
         "Tensor(c!) t_columns, Tensor(d!) t_permutation, Tensor(e!)? values) -> ()");
+  m.def("csr_pattern_permute(Tensor values, Tensor t_permutation, Tensor(a!) out) -> ()");
   m.def("csr_sddmm(Tensor dy, Tensor b, Tensor row_offsets, Tensor columns, bool dy_transposed, bool b_transposed, "
         "Tensor(a!) dvalues) -> ()");
   m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
@@ -99,6 +100,7 @@ STABLE_TORCH_LIBRARY_IMPL(_sparse_ops_C, CPU, m) {
   m.impl("apply_masks_", TORCH_BOX(&sparse_ops::apply_masks_));
   m.impl("csr_pattern_fill", TORCH_BOX(&sparse_ops::csr_pattern_fill));
   m.impl("csr_pattern_offsets", TORCH_BOX(&sparse_ops::csr_pattern_offsets));
+  m.impl("csr_pattern_permute", TORCH_BOX(&sparse_ops::csr_pattern_permute));
   m.impl("csr_sddmm", TORCH_BOX(&sparse_ops::csr_sddmm));
   m.impl("csr_spmm", TORCH_BOX(&sparse_ops::csr_spmm));
   m.impl("hypersparse_penalty_backward", TORCH_BOX(&sparse_ops::hypersparse_penalty_backward));

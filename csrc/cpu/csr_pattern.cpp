@@ -139,4 +139,27 @@ void csr_pattern_fill(Tensor dense, Tensor row_offsets, Tensor columns, Tensor t
   });
 }
 
+void csr_pattern_permute(Tensor values, Tensor t_permutation, Tensor out) {
+  const auto* from = static_cast<const int32_t*>(t_permutation.const_data_ptr());
+  const auto permute = [&](const auto* values, auto* to) {
+    constexpr int64_t kAhead = 64;  // a column of a large matrix jumps from page to page
+    parallel(0, out.numel(), kSerialElements, [&](int64_t begin, int64_t end) {
+      int64_t i = begin;
+      for (; i + kAhead < end; ++i) {
+        __builtin_prefetch(values + from[i + kAhead]);
+        to[i] = values[from[i]];
+      }
+      for (; i < end; ++i) to[i] = values[from[i]];
+    });
+  };
+  const void* in = values.const_data_ptr();
+  void* to = out.mutable_data_ptr();
+  switch (values.element_size()) {
+    case 2: return permute(static_cast<const uint16_t*>(in), static_cast<uint16_t*>(to));
+    case 4: return permute(static_cast<const uint32_t*>(in), static_cast<uint32_t*>(to));
+    case 8: return permute(static_cast<const uint64_t*>(in), static_cast<uint64_t*>(to));
+  }
+  STD_TORCH_CHECK(false, "csr_pattern_permute: values of ", values.element_size(), " bytes");
+}
+
 }  // namespace sparse_ops

@@ -16,4 +16,7 @@ int64_t csr_pattern_offsets(Tensor dense, Tensor row_offsets);
 void csr_pattern_fill(Tensor dense, Tensor row_offsets, Tensor columns, Tensor t_row_offsets, Tensor t_columns,
                       Tensor t_permutation, std::optional<Tensor> values);
 
+// out[i] = values[t_permutation[i]] for values of any type of 2, 4 or 8 bytes; torch does it on one thread.
+void csr_pattern_permute(Tensor values, Tensor t_permutation, Tensor out);
+
 }  // namespace sparse_ops

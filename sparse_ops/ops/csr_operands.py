@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from sparse_ops import checks, formats, recycling
+from sparse_ops import checks, extension, formats, launch, recycling
+from sparse_ops.ops import direct
 
 ACTIVATIONS = ("none", "relu", "gelu")
 
@@ -32,6 +33,21 @@ def for_gradient(pattern: formats.Tensors) -> formats.Tensors:
         return formats.transposed(*pattern)
     row_offsets, columns, t_row_offsets, t_columns, t_permutation = pattern
     return t_row_offsets, t_columns, row_offsets, columns, t_permutation
+
+
+def permuted(values: Tensor, t_permutation: Tensor) -> Tensor:
+    """values[t_permutation], those of the transposed matrix: over all threads where autograd does not record it."""
+    if (
+        launch.undispatched((values,))
+        and not direct.recorded((values,))
+        and launch.backend(values.device) == "native"
+        and values.is_contiguous()
+        and t_permutation.is_contiguous()
+    ):
+        found = torch.empty_like(values)
+        extension.native().csr_pattern_permute(values, t_permutation, found)
+        return found
+    return values.index_select(0, t_permutation)
 
 
 def check_epilogue(op: str, y: Tensor, addend: Tensor | None, activation: str) -> None:

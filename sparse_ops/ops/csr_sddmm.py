@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_ops import checks, extension, formats, launch
 from sparse_ops.ops import direct, transforms
-from sparse_ops.ops.csr_operands import for_gradient, stored
+from sparse_ops.ops.csr_operands import for_gradient, permuted, stored
 from sparse_ops.reference import csr_sddmm as reference
 
 torch.library.define(
@@ -83,7 +83,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     ddy = csr_spmm(g, *pattern, b, ctx.transposed, None) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[1]:
-        db = csr_spmm(g.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
+        db = csr_spmm(permuted(g, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
     return ddy, db, *[None] * 6
 
 

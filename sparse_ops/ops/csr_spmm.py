@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from sparse_ops import checks, extension, formats, launch
 from sparse_ops.ops import direct, transforms
-from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, like_layout, stored
+from sparse_ops.ops.csr_operands import check_epilogue, for_gradient, like_layout, permuted, stored
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 from sparse_ops.reference import csr_spmm as reference
 
@@ -112,7 +112,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dvalues = csr_sddmm(dy, b, *pattern, ctx.transposed) if ctx.needs_input_grad[0] else None
     db = None
     if ctx.needs_input_grad[6]:
-        db = csr_spmm(values.index_select(0, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
+        db = csr_spmm(permuted(values, pattern[4]), *for_gradient(pattern), dy, ctx.transposed, None)
     dbias = dy.sum(0 if ctx.transposed else 1) if ctx.has_bias and ctx.needs_input_grad[8] else None
     daddend = dy if ctx.has_addend and ctx.needs_input_grad[9] else None
     return dvalues, *[None] * 5, db, None, dbias, daddend, None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparse_ops import extension
 from sparse_ops.formats import Pattern
+from sparse_ops.ops.csr_operands import permuted
 from sparse_ops.ops.csr_spmm import csr_spmm
 
 
@@ -290,6 +291,16 @@ def test_the_same_without_autograd(isa):
             with torch.no_grad():
                 y = csr_spmm(values, *pattern.tensors(), own, transposed, bias)
             assert torch.equal(y, expected) and y.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("nnz", [0, 1, 63, 64, 65, 200_001])
+def test_values_of_the_transpose(nnz, dtype):
+    values, order = torch.randn(nnz).to(dtype), torch.randperm(nnz).int()
+    assert torch.equal(permuted(values, order), values[order.long()])
+    recorded = values.clone().requires_grad_()
+    permuted(recorded, order).backward(values)
+    assert torch.equal(recorded.grad[order.long()], values)
 
 
 @torch.no_grad()
