@@ -105,7 +105,8 @@ def _layer_by_layer() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and each of its modules back in its own afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -130,7 +131,7 @@ def record_inputs(model: nn.Module, layers: Sequence[nn.Module], examples: Seque
     pairs = zip(layers, found, strict=True)
     handles = [layer.register_forward_pre_hook(hook(seen), with_kwargs=True) for layer, seen in pairs]
     try:
-        with _evaluating(model), _layer_by_layer(), torch.no_grad():
+        with evaluating(model), _layer_by_layer(), torch.no_grad():
             for i, example in enumerate(examples):
                 _call(model, i, example)
     finally:

@@ -1,6 +1,7 @@
 """sparsify and densify: replace the layers of a model by sparse ones where those are faster, and the way back."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sparse_ops import checks
-from sparse_ops.nn import choice, parametrized
+from sparse_ops.nn import choice, encoders, parametrized
 from sparse_ops.nn.base import SparseModule, dense_weight
 from sparse_ops.nn.choice import LayerChoice, LayerInput, SparsifyTable
 from sparse_ops.nn.conv import SparseConv2d
@@ -69,6 +70,11 @@ def sparsify(
         rows.append(row)
         if sparse is not None:
             swaps[layer] = sparse
+    if inputs is not None:
+        kept = encoders.faster_fused(result, swaps, examples)
+        rows = [dataclasses.replace(row, sparse=False, reason=kept[m]) if m in kept else row
+                for row, (_, m) in zip(rows, layers, strict=True)]  # fmt: skip
+        swaps = {dense: sparse for dense, sparse in swaps.items() if dense not in kept}
     result = replace(result, swaps)
     table = SparsifyTable(tuple(rows))
     result.sparsify_table = table  # type: ignore[assignment]
@@ -212,38 +218,10 @@ def replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module
                 module._modules[key] = swaps[child]
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            _call_its_layers(module)
+            encoders.call_its_layers(module)
         elif isinstance(module, nn.TransformerEncoder):
-            _keep_padded(module)
+            encoders.keep_padded(module)
     return model
-
-
-def _call_its_layers(encoder: nn.TransformerEncoderLayer) -> None:
-    """Without a gradient it would read `weight` of its linear layers, made dense for each call, in a fused kernel.
-
-    0 in this attribute of torch tells it to call the layers instead; 1 and 2 are its marks of ReLU and GELU.
-    """
-    activation = encoder.activation
-    if any(isinstance(layer, SparseModule) for layer in (encoder.linear1, encoder.linear2)):
-        encoder.activation_relu_or_gelu = 0
-    elif activation is nn.functional.relu or isinstance(activation, nn.ReLU):
-        encoder.activation_relu_or_gelu = 1
-    elif activation is nn.functional.gelu or isinstance(activation, nn.GELU):
-        encoder.activation_relu_or_gelu = 2
-
-
-def _keep_padded(encoder: nn.TransformerEncoder) -> None:
-    """With a padding mask and no gradient it would hand its layers nested tensors, which only the fused kernel takes.
-
-    The mark holds torch's own choice, made from more than `enable_nested_tensor`, for the way back.
-    """
-    marked = "_nested_when_dense" in encoder.__dict__
-    if any(isinstance(layer, SparseModule) for layer in encoder.modules()):
-        if not marked:
-            encoder.__dict__["_nested_when_dense"] = encoder.use_nested_tensor
-        encoder.use_nested_tensor = False
-    elif marked:
-        encoder.use_nested_tensor = encoder.__dict__.pop("_nested_when_dense")
 
 
 def _copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sparse_ops import densify, sparsify
-from sparse_ops.nn import SparseLinear
+from sparse_ops.nn import SparseLinear, choice, timing
 
 PADDING = torch.tensor([[False] * 5, [False, False, False, True, True]])
 
@@ -86,3 +86,25 @@ def test_an_example_with_padding_measures_a_stack():
     rows = sparsify(model, example, verbose=False).sparsify_table.layers
     assert [row.dense_ms is not None for row in rows] == [False, True, True] * 2
     assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
+@pytest.mark.parametrize("fused_ms", [0.5, 2.0])
+def test_an_encoder_whose_fused_kernel_is_faster_stays_dense(fused_ms, monkeypatch):
+    def measure(dense, sparse, inputs):
+        encoder = isinstance(dense, nn.TransformerEncoderLayer)
+        if encoder:
+            assert not dense.training and not sparse.training and isinstance(sparse.linear1, SparseLinear)
+            assert sparse.activation_relu_or_gelu == 0 != dense.activation_relu_or_gelu
+            assert [i.shape for i in inputs] == [(2, 5, 16)]
+        return timing.Times((fused_ms if encoder else 2.0, 1.0), False, 1)
+
+    monkeypatch.setattr(choice, "measure", measure)
+    model, x = stack(), torch.randn(2, 5, 16)
+    sparse = sparsify(model, x, verbose=False)
+    of_encoders = [row for row in sparse.sparsify_table.layers if ".linear" in row.name]
+    faster = fused_ms > 1
+    assert [row.sparse for row in of_encoders] == [faster] * 4
+    assert all("torch's fused encoder sparse is 0.50 times as fast" in row.reason for row in of_encoders) != faster
+    assert sum(isinstance(m, SparseLinear) for m in sparse.modules()) == (4 if faster else 0)
+    assert sparse.training and all(layer.activation_relu_or_gelu == int(not faster) for layer in sparse.layers)
+    torch.testing.assert_close(sparse.eval()(x), model.eval()(x))
