@@ -90,7 +90,7 @@ static inline __m128 sums_of_four(const Vector<float> (&v)[4]) {
 }
 
 // Four nonzeros of a row at once, whose vectors of sums never leave the registers. The last turn of a row reads what
-// follows in the panel's place and adds 0 to the next row's sums, or leaves 0 to be written over.
+// follows in the panel's place and adds -0, which changes no sum, to the next row's, or leaves it to be written over.
 template <typename R, typename T>
 static void sample_fours(const CsrProblem& p, const T* panel, const T* dy, int64_t begin, int64_t rows, bool add,
                          int32_t end, float* to) {
@@ -100,7 +100,7 @@ static void sample_fours(const CsrProblem& p, const T* panel, const T* dy, int64
     take(dy, &row);
     const int32_t last = p.offsets[r + 1];
     for (int32_t i = p.offsets[r]; i < last; i += 4) {
-      const bool inside = i + 4 <= end;
+      const bool inside = end - i >= 4;
       int32_t some[4];
       if (!inside)
         for (int u = 0; u < 4; ++u) some[u] = columns[i + u < last ? i + u : i];
@@ -111,7 +111,7 @@ static void sample_fours(const CsrProblem& p, const T* panel, const T* dy, int64
       __m128 sum = sums_of_four(sums);
       if (inside) {
         const __m128i left = _mm_cmpgt_epi32(_mm_set1_epi32(last - i), _mm_setr_epi32(0, 1, 2, 3));
-        sum = _mm_and_ps(sum, _mm_castsi128_ps(left));
+        sum = _mm_blendv_ps(_mm_set1_ps(-0.0f), sum, _mm_castsi128_ps(left));
         _mm_storeu_ps(to + i, add ? _mm_add_ps(_mm_loadu_ps(to + i), sum) : sum);
       } else {
         float one[4];

@@ -1,6 +1,7 @@
 """export and load_exported: a network for inference as a torch.export file that carries its choices."""
 
 import errno
+import gc
 import json
 import os
 import zipfile
@@ -101,6 +102,8 @@ def load_exported(path: str | os.PathLike[str], *, verbose: bool = False) -> Inf
             wanted = result(*args, **kwargs)
         _unlay(graph)
         result = optimize.build(graph, signature, args, kwargs, found.dtype, wanted, found.dense_bytes)
+        del program, graph
+        gc.collect()  # as in optimize_for_inference
     if verbose:
         print(result.report())
     return result

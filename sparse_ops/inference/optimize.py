@@ -1,6 +1,7 @@
 """optimize_for_inference: capture, fuse, choose by measuring, and keep what is quickest as a whole."""
 
 import copy
+import gc
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,6 +66,8 @@ def optimize_for_inference(
         result = build(graph, signature, args, kwargs, dtype, wanted, dense_bytes)
     if verbose:
         print(result.report())
+    del graph
+    gc.collect()  # graphs are cycles, and those of the capture hold the model and a dense copy of its weights
     return result
 
 

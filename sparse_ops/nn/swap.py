@@ -36,7 +36,8 @@ def sparsify(
 
     model: any model whose nn.Linear and nn.Conv2d weights hold zeros (subclasses stay dense), also where
     torch.nn.utils.prune masks them. example: what the model is called with: a tensor, a tuple of arguments, a dict of
-    keyword arguments, or a list of such examples; it decides the shapes to measure, in evaluation mode.
+    keyword arguments, or a list of such examples; it decides the shapes to measure, in inference: a layer
+    of a few thousand multiply-adds may still train slower sparse.
     policy: "measured" (without an example: by the sparsity from which a gain is expected), "threshold:0.9" (every layer
     with at least that share of zeros), or "all" (every layer with zeros).
     inplace: change `model` itself, not a copy. optimizer: its parameter groups and state go over to the new parameters,

@@ -1,6 +1,8 @@
 """optimize_for_inference computes what the model computes, in every form and layout, and keeps no dense copy."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -245,3 +247,25 @@ def test_a_model_that_changes_its_input_leaves_the_example_alone():
     network = optimize_for_inference(model, x)
     assert torch.equal(x, before)
     assert_close(network(before.clone()), model.layer(2 * before).detach(), 1e-5)
+
+
+MEMORY = """
+import gc, weakref
+import torch
+from sparse_ops.inference import optimize_for_inference
+
+model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 256)).eval()
+gc.disable()
+with torch.no_grad():
+    for layer in model[::2]:
+        layer.weight *= torch.rand_like(layer.weight) < 0.05
+ours = optimize_for_inference(model, torch.randn(4, 256))
+kept = [weakref.ref(layer.weight) for layer in model[::2]]
+del model, layer
+assert [weight() for weight in kept] == [None, None]
+"""
+
+
+def test_the_model_does_not_stay():
+    """Graphs are cycles: it would stay without a collection. A process of its own, since pytest's log keeps it too."""
+    subprocess.run([sys.executable, "-c", MEMORY], check=True, timeout=120)

@@ -124,3 +124,34 @@ def test_names_the_culprit():
     for error, message, args in cases:
         with pytest.raises(error, match=message):
             csr_sddmm(*args)
+
+
+@pytest.mark.parametrize("N", [2, 8, 64, 600])
+def test_a_row_takes_nothing_from_the_next(N, isa):
+    """Several nonzeros are taken at once, also beyond the end of a row: what is not finite there stays there."""
+    rng = torch.Generator().manual_seed(N)
+    for length in range(9):
+        places = torch.zeros(21, 60)
+        places[::2, :length] = 1
+        places[1::2, 40:] = 1
+        pattern, _ = Pattern.from_dense(places)
+        dy, b = torch.randn(N, 21, generator=rng), torch.randn(N, 60, generator=rng)
+        dy[:, 1::2] = torch.tensor([torch.inf, torch.nan]).repeat(5)
+        b[:, 40:] = torch.nan
+        found = pattern.to_dense(csr_sddmm(dy, b, *pattern.tensors(), True))
+        torch.testing.assert_close(found[::2, :length], dy[:, ::2].T @ b[:, :length], rtol=1e-4, atol=1e-4)
+        assert found[1::2, 40:].isnan().all()
+
+
+def test_the_sign_of_zero_is_the_same_for_any_number_of_threads(isa):
+    rng = torch.Generator().manual_seed(0)
+    pattern, _ = Pattern.from_dense((torch.rand(300, 200, generator=rng) < 0.1).float())
+    dy, b = torch.zeros(1024, 300), -torch.rand(1024, 200, generator=rng) - 1
+    before, bits = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            bits.append(csr_sddmm(dy, b, *pattern.tensors(), True).view(torch.int32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found, bits[0]) for found in bits)
