@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparse_ops.inference import attention
 from sparse_ops.inference.signature import Parameters, describe
 from sparse_ops.nn import choice, swap
 
@@ -106,7 +107,7 @@ def _least_batch(
             return torch.cat([t, t[:1]])[:n] if n > batch else t[:n]
 
         a, k = pytree.tree_map_only(Tensor, resize, (args, kwargs))
-        with choice.evaluating(model), torch.no_grad(), _plain_attention():
+        with choice.evaluating(model), torch.no_grad(), attention.long_way():
             try:
                 wanted = pytree.tree_leaves(model(*a, **k))
                 found = pytree.tree_leaves(graph(*a, **k))
@@ -136,7 +137,7 @@ def run_twice(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """The model's result on the example. Raises where it fails, draws random numbers or changes its own buffers."""
     buffers = {name: (b, b.clone()) for name, b in model.named_buffers(remove_duplicate=False)}
     results = []
-    with choice.evaluating(model), torch.no_grad(), _plain_attention():
+    with choice.evaluating(model), torch.no_grad(), attention.long_way():
         try:
             for _ in range(2):
                 own_args, own_kwargs = cloned((args, kwargs))  # the model may change its input
@@ -169,34 +170,6 @@ def cloned(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention by the code that is captured: torch's short way without gradients gives zeros at padded positions."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _masks_unseen() -> Iterator[None]:
-    """A mask is a mask: torch's Transformers look whether its values are those of a causal one, which saves them time.
-
-    A graph holds no such branch. With the mask as it is given they compute the same.
-    """
-    module: Any = nn.modules.transformer
-    before = getattr(module, "_detect_is_causal_mask", None)
-    if before is not None:
-        module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
-    try:
-        yield
-    finally:
-        if before is not None:
-            module._detect_is_causal_mask = before
-
-
 def _restore(model: nn.Module, buffers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
     """Put buffers back; the names of those that had changed."""
     changed = []
@@ -218,7 +191,7 @@ def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: bool
 ) -> torch.export.ExportedProgram:
     try:
-        with choice.evaluating(model), choice._layer_by_layer(), _masks_unseen(), torch.no_grad():
+        with choice.evaluating(model), choice._layer_by_layer(), attention.capturable(), torch.no_grad():
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes(args, kwargs) if free else None,
                 strict=False,

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from sparse_ops import checks
 from sparse_ops._version import __version__
-from sparse_ops.inference import capture, fuse, layout, machine, optimize
+from sparse_ops.inference import capture, fuse, given, layout, machine, optimize
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
 from sparse_ops.inference.signature import Parameters, Signature
 
@@ -31,7 +31,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
     model: any that `optimize_for_inference` takes, or what it returned (dtype is that network's own then). Another
     process runs the file with `import sparse_ops` and `load_exported(path)`, or `torch.export.load(path).module()`,
     without the model's code. The file holds weights, forms and layouts, and what they were measured on: instruction
-    set, threads, batch. The example's numbers are not in it.
+    set, threads, batch. The example's numbers are not in it. A file holds a graph: where the model itself is quicker
+    than one ("given" in the report), what is written and returned is its quickest graph.
     """
     checks.path("export(model, example, path)", path)
     checks.module("export(model, example, path)", model)
@@ -43,9 +44,11 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
     if path.is_dir():
         raise IsADirectoryError(f"export: {path} is a folder, expected the name of a file")
     if isinstance(model, InferenceNetwork):
-        result = model
+        inside = given.model_of(model.graph)
+        own = model.report().dtype
+        result = model if inside is None else optimize.optimized(inside, example, own, or_given=False)
     else:
-        result = optimize.optimize_for_inference(model, example, dtype=dtype)
+        result = optimize.optimized(model, example, optimize.checked(model, dtype), or_given=False)
     signature = result.signature
     args, kwargs = signature.bind(*capture.arguments(example))  # refuses an example of other shapes, with a sentence
     args, kwargs = pytree.tree_map_only(Tensor, torch.zeros_like, (args, kwargs))

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -62,8 +63,7 @@ class InferenceReport:
         where = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         return "\n".join(
             [
-                *lines,
-                "",
+                *([*lines, ""] if self.layers else []),
                 f"{self.dtype}, batch {self.batch}, {where}: {times}; runs as {self.chosen}",
                 f"tensors take {self.bytes:,} bytes, {self.dense_bytes:,} dense; "
                 f"largest difference from the model, relative to its largest output: {self.error:.1e}",
@@ -153,7 +153,8 @@ class InferenceNetwork(nn.Module):
         return [(str(node.target), layer) for node, layer in layer_nodes(self.graph)]
 
     def __repr__(self) -> str:
-        lines = [f"  ({name}): {layer!r}" for name, layer in self.layers()]
+        parts = self.layers() or self.graph.named_children()
+        lines = [textwrap.indent(f"({name}): {part!r}", "  ") for name, part in parts]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 

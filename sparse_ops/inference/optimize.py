@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparse_ops.inference import capture, fuse, machine, network, plan
+from sparse_ops.inference import capture, fuse, given, machine, network, plan
 from sparse_ops.inference.layers import Fused
 from sparse_ops.inference.layout import BATCH_LAST, PLAIN
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
 from sparse_ops.inference.signature import Parameters, Signature
-from sparse_ops.nn import parametrized, swap, timing
+from sparse_ops.nn import choice, parametrized, swap, timing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The largest difference from the model that rounding explains, relative to its largest output.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+# A copy of the model is taken where it needs less than this share of the quickest graph's time: a graph can be
+# exported, and its layers seen.
+LEAST_GAIN = 0.95
 
 _aten = torch.ops.aten
 RECURRENT = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)
@@ -35,22 +38,37 @@ def optimize_for_inference(
     measured at its shapes, with torch's threads of now.
     Batch norms go into the weights before them; biases, ReLU, GELU and residual additions into the layers. Layers are
     dense or sparse, tensors are laid out as torch has them or with the batch last, as measured. Where no such form of
-    the whole network is quicker than its dense form, that is taken. dtype: "float32" or "bfloat16", what weights and
-    activations are converted to, whatever the model's dtype is; the result has the model's own dtype.
+    the whole network is quicker than its dense form, that is taken; and a copy of the model where the model itself is
+    quicker than every graph by more than a twentieth ("given" in the report; not where it has hooks or another dtype).
+    dtype: "float32" or "bfloat16", what weights and activations are converted to, whatever the model's dtype is; the
+    result has the model's own dtype.
     No dense copy is kept of a weight that is held sparse. verbose: print `.report()`.
 
     Raises ValueError or TypeError that says what is wrong with the arguments, and where the model fails on the example
     or cannot be captured by torch.export.
     """
+    result = optimized(model, example, checked(model, dtype), or_given=True)
+    if verbose:
+        print(result.report())
+    return result
+
+
+def checked(model: Any, dtype: Any) -> str:
+    """The name of a dtype. Raises where the model or the dtype is none for `optimize_for_inference`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize_for_inference: model is of type {type(model).__name__}, expected a torch.nn.Module")
-    dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"optimize_for_inference: dtype is {dtype!r}, expected one of {', '.join(map(repr, DTYPES))}")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ValueError(f"optimize_for_inference: dtype is {name!r}, expected one of {', '.join(map(repr, DTYPES))}")
     if isinstance(model, InferenceNetwork):
         raise ValueError(
             "optimize_for_inference: model is what it returned already: call it, or optimise the model it was made from"
         )
+    return name
+
+
+def optimized(model: nn.Module, example: Any, dtype: str, or_given: bool) -> InferenceNetwork:
+    """The quickest network for a model; or_given: or a copy of the model."""
     parametrized.refuse("optimize_for_inference", model)
     args, kwargs = capture.cloned(capture.arguments(example, model))
     with network.without_autocast():
@@ -63,9 +81,11 @@ def optimize_for_inference(
         graph.meta["dtypes"] = {t.dtype for t in (*graph.parameters(), *graph.buffers())}
         cast(graph, DTYPES[dtype])
         _lie_as(graph, wanted)
-        result = build(graph, signature, args, kwargs, dtype, wanted, dense_bytes)
-    if verbose:
-        print(result.report())
+        or_given = or_given and given.can_stand(model, DTYPES[dtype])
+        with choice.evaluating(model):
+            result = build(
+                graph, signature, args, kwargs, dtype, wanted, dense_bytes, or_given=model if or_given else None
+            )
     del graph
     gc.collect()  # graphs are cycles, and those of the capture hold the model and a dense copy of its weights
     return result
@@ -79,8 +99,12 @@ def build(
     dtype: str,
     wanted: Any,
     dense_bytes: int,
+    or_given: nn.Module | None = None,
 ) -> InferenceNetwork:
-    """The quickest network of a fused graph whose layers are all plain; `wanted` is what it has to compute."""
+    """The quickest network of a fused graph whose layers are all plain; `wanted` is what it has to compute.
+
+    or_given: a model whose copy is taken where it is quicker than all of them.
+    """
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     own_args, own_kwargs = capture.cloned((args, kwargs))  # the network may change its input
     seen = plan.record(graph, own_args, own_kwargs)
@@ -111,11 +135,19 @@ def build(
                 "largest output, more than rounding does; this is an error in sparse_ops"
             )
     own_args, own_kwargs = capture.cloned((args, kwargs))
-    ms = _times(networks, own_args, own_kwargs, tensors[0].device)
-    best = min(ms, key=ms.__getitem__)
+    call = own_args, own_kwargs, tensors[0].device
+    if or_given is not None:
+        errors["given"] = _error_of_given(or_given, args, kwargs, wanted)
+        or_given = or_given if errors["given"] <= tolerance else None
+    ms = _times(networks if or_given is None else {"given": or_given} | networks, *call)
+    best = min(networks, key=ms.__getitem__)
+    if or_given is not None and ms["given"] < LEAST_GAIN * ms[best] and (own := given.graph(or_given, graph, wanted)):
+        networks["given"] = InferenceNetwork(own, signature, None)
+        ms |= _times({name: networks[name] for name in ("given", best)}, *call)
+        best = "given" if ms["given"] < LEAST_GAIN * ms[best] else best
     result = networks[best]
     result._recycler.clear()
-    rows = tuple(_row(name, layer, layouts[best][0]) for name, layer in _named(result))
+    rows = tuple(_row(name, layer, layouts[best][0]) for name, layer in _named(result))  # none of a model as given
     batch = tensors[0].shape[0] if tensors[0].dim() else 1
     where = machine.here()
     result._report = InferenceReport(
@@ -124,8 +156,18 @@ def build(
     return result
 
 
+def _error_of_given(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Any) -> float:
+    """How much the model as it is called differs; infinite where it fails without gradients, or cannot be compared."""
+    own_args, own_kwargs = capture.cloned((args, kwargs))
+    try:
+        with torch.inference_mode():
+            return difference(model(*own_args, **own_kwargs), wanted)
+    except Exception:
+        return math.inf
+
+
 def _times(
-    networks: Mapping[str, InferenceNetwork], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+    networks: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
 ) -> dict[str, float]:
     """Milliseconds of one call of each network."""
     runs: list[Callable[[], Any]] = [lambda n=n: n(*args, **kwargs) for n in networks.values()]  # type: ignore[misc]

@@ -56,7 +56,7 @@ def sparsify(
     if optimizer is not None:
         checks.optimizer("sparsify", optimizer)
     parametrized.refuse("sparsify", model)
-    result, moved = (model, {}) if inplace else _copied(model)
+    result, moved = (model, {}) if inplace else copied(model)
     owners = owners_of(result)
     kinds = tuple(SPARSE_TYPES)
     layers: list[tuple[str, nn.Module]] = [(name, m) for name, m in result.named_modules() if isinstance(m, kinds)]
@@ -95,7 +95,7 @@ def densify(model: nn.Module, *, inplace: bool = False, optimizer: torch.optim.O
     checks.module("densify", model)
     if optimizer is not None:
         checks.optimizer("densify", optimizer)
-    result, moved = (model, {}) if inplace else _copied(model)
+    result, moved = (model, {}) if inplace else copied(model)
     swaps: dict[nn.Module, nn.Module] = {}
     converted: Conversions = {}
     for _, sparse in sparse_layers(result):
@@ -225,7 +225,7 @@ def replace(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module
     return model
 
 
-def _copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+def copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
     """A deep copy, and what became of each object by its id."""
     memo: dict[int, Any] = {}
     for module in model.modules():  # torch.nn.utils.prune leaves a product with history there, which cannot be copied

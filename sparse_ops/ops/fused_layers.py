@@ -27,7 +27,7 @@ def _finish(y: Tensor, addend: Tensor | None, activation: str) -> Tensor:
     """activation(y + addend), in y itself where that is possible."""
     if addend is not None:
         y = y.add_(addend)
-    return y.relu_() if activation == "relu" else F.gelu(y) if activation == "gelu" else y
+    return y.relu_() if activation == "relu" else torch.ops.aten.gelu_(y) if activation == "gelu" else y
 
 
 def fused_linear(
