@@ -26,6 +26,19 @@ def operand(rows, n, transposed, dtype, seed, device="cpu"):
     return t.to(device, dtype)
 
 
+def bits_by_threads(op, *args):
+    """What op(*args) returns with 1, 2, 3 and 5 threads, as integers, so that NaNs and the sign of zero count."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            result = op(*args)
+            found.append(result.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[result.element_size()]))
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
 def close(actual, expected, magnitude, terms, dtype):
     """Each sum of `terms` products errs by at most their count times eps of the sum of magnitudes, then is rounded."""
     eps = EPSILON[torch.float64 if dtype == torch.float64 else torch.float32]

@@ -61,7 +61,7 @@ def test_masks(name, batch_first):
     network = optimize_for_inference(model, {"x": x} | options)
     assert_close(network(x=x, **options), detached(wanted(model, x, options)), 1e-6)
     targets = [str(node.target) for node in network.graph.graph.nodes]
-    assert not [t for t in targets if "clone" in t or "aten.add" in t and name == "none"], targets
+    assert not [t for t in targets if "clone" in t or ("aten.add" in t and name == "none")], targets
     assert len(network.layers()) == 2
 
 

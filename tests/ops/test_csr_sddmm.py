@@ -1,11 +1,14 @@
 """csr_sddmm against a dense product in float64, on every backend and instruction set; its gradients by gradcheck."""
 
+import itertools
+
 import pytest
 import torch
-from csr import DTYPES, SHAPES, close, matrix, operand
+from csr import DTYPES, SHAPES, bits_by_threads, close, matrix, operand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_ops import extension
 from sparse_ops.formats import Pattern
 from sparse_ops.ops.csr_sddmm import csr_sddmm
 
@@ -78,19 +81,37 @@ def test_random_shapes(M, K, N, density, transposed):
     check(M, K, N, density, torch.float32, transposed)
 
 
-@pytest.mark.parametrize("K, N", [(200, 1), (200, 5), (200, 64), (200, 1500), (700, 600)])
-def test_the_number_of_threads_changes_no_bit(K, N):
-    _, pattern, _ = matrix(300, K, 0.1, torch.float32)
-    dy, b = operand(300, N, True, torch.float32, 1), operand(K, N, True, torch.float32, 2)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(csr_sddmm(dy, b, *pattern.tensors(), True))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(r, results[0]) for r in results)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [1, 3, 8, 64, 130, 1024])
+def test_the_number_of_threads_changes_no_bit(N, dtype, isa):
+    """80,000 nonzeros: enough work for several threads at any N."""
+    for M, K in [(2000, 400), (550, 1500)]:  # the second is taken by blocks of columns from some N on
+        _, pattern, _ = matrix(M, K, 0.1, dtype)
+        dy, b = operand(M, N, True, dtype, 1), operand(K, N, True, dtype, 2)
+        for left, right, transposed in ((dy, b, True), (dy.T.contiguous(), b.T.contiguous(), False)):
+            first, *rest = bits_by_threads(csr_sddmm, left, right, *pattern.tensors(), transposed)
+            assert all(torch.equal(bits, first) for bits in rest)
+
+
+def test_writes_every_element_and_no_other():
+    """Inside of memory that is not finite, which must neither be read nor written."""
+    if extension.failure() is not None:
+        pytest.skip(extension.failure())
+    _, pattern, _ = matrix(40, 30, 0.15, torch.float32)
+    places = pattern.row_offsets, pattern.columns
+    for dtype, N, turned in itertools.product(DTYPES, (1, 2, 3, 8, 16, 17, 64, 70, 400, 1100), (False, True)):
+        held = []
+        for rows in (40, 30):
+            around = torch.full((N + 2, rows) if turned else (rows + 2, N), float("nan"), dtype=dtype)
+            around[1:-1] = operand(rows, N, turned, dtype, rows)
+            held.append(around)
+        dy, b = (t[1:-1] for t in held)
+        dvalues = torch.full((pattern.nnz + 32,), float("nan"), dtype=dtype)
+        extension.native().csr_sddmm(dy, b, *places, turned, turned, dvalues[16:-16])
+        left, right = (t.double().T if turned else t.double() for t in (dy, b))
+        most = pattern.gather(left.abs() @ right.abs().T)
+        close(dvalues[16:-16], pattern.gather(left @ right.T), most, N, dtype)
+        assert dvalues[:16].isnan().all() and dvalues[-16:].isnan().all()
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -147,11 +168,5 @@ def test_the_sign_of_zero_is_the_same_for_any_number_of_threads(isa):
     rng = torch.Generator().manual_seed(0)
     pattern, _ = Pattern.from_dense((torch.rand(300, 200, generator=rng) < 0.1).float())
     dy, b = torch.zeros(1024, 300), -torch.rand(1024, 200, generator=rng) - 1
-    before, bits = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 5):
-            torch.set_num_threads(threads)
-            bits.append(csr_sddmm(dy, b, *pattern.tensors(), True).view(torch.int32))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(found, bits[0]) for found in bits)
+    first, *rest = bits_by_threads(csr_sddmm, dy, b, *pattern.tensors(), True)
+    assert all(torch.equal(bits, first) for bits in rest)

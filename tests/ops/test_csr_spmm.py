@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from csr import DTYPES, SHAPES, close, matrix, operand
+from csr import DTYPES, SHAPES, bits_by_threads, close, matrix, operand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,19 +197,16 @@ def test_strided_operands(transposed, device, backend):
     torch.testing.assert_close(y, csr_spmm(values, *pattern.tensors(), one, transposed).expand_as(y))
 
 
-@pytest.mark.parametrize("K, N", [(200, 1), (200, 5), (200, 64), (200, 500), (1500, 100), (1500, 330)])
-def test_the_number_of_threads_changes_no_bit(K, N):
-    _, pattern, values = matrix(300, K, 0.1, torch.float32)
-    b = operand(K, N, True, torch.float32, 1)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(csr_spmm(values, *pattern.tensors(), b, True))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(r, results[0]) for r in results)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [1, 3, 8, 64, 130, 1024])
+def test_the_number_of_threads_changes_no_bit(N, dtype, isa):
+    """80,000 nonzeros: enough work for several threads at any N."""
+    for M, K in [(2000, 400), (550, 1500)]:  # the second is regrouped from some N on
+        _, pattern, values = matrix(M, K, 0.1, dtype)
+        b, bias = operand(K, N, True, dtype, 1), operand(M, 1, True, dtype, 2)[0]
+        for own, transposed in ((b, True), (relaid(b, True), True), (b.T.contiguous(), False)):
+            first, *rest = bits_by_threads(csr_spmm, values, *pattern.tensors(), own, transposed, bias)
+            assert all(torch.equal(bits, first) for bits in rest)
 
 
 def test_threads_of_python_and_nested_parallel_regions_do_not_meet():
