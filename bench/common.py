@@ -87,12 +87,13 @@ def seconds(run: Callable[[], Any], repeats: int, device: str) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def measure(contenders: dict[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measure(contenders: dict[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, dict[str, float | None]]:
     """Median milliseconds and spread of each contender, all of them timed in turn in every round.
 
-    spread is the distance between the quartiles over the median. A sample repeats a short run until it lasts
-    `args.seconds`, so that the clock's resolution does not matter. Who takes more than a second and 20 times as long as
-    the quickest is timed once: bfloat16 where the processor has no instruction for it, a minute for a network.
+    spread is the distance between the quartiles over the median, None of a single sample. A sample repeats a short run
+    until it lasts `args.seconds`, so that the clock's resolution does not matter. Who takes more than a second and 20
+    times as long as the quickest is timed once: bfloat16 where the processor has no instruction for it, a minute for a
+    network.
     """
     once = {}
     for name, run in contenders.items():
@@ -108,11 +109,13 @@ def measure(contenders: dict[str, Callable[[], Any]], args: argparse.Namespace) 
     for r in range(args.rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:  # nobody always runs after the same neighbour
             samples[name].append(seconds(contenders[name], repeats[name], args.device))
-    results = {}
+    results: dict[str, dict[str, float | None]] = {}
     for name, values in samples.items():
         median = statistics.median(values)
-        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median, median, median)
-        results[name] = {"ms": 1e3 * median, "spread": (high - low) / median}
+        results[name] = {"ms": 1e3 * median, "spread": None}
+        if len(values) > 1:
+            low, _, high = statistics.quantiles(values, n=4)
+            results[name]["spread"] = (high - low) / median
     return results
 
 

@@ -172,7 +172,8 @@ def summary(records: list[dict[str, Any]]) -> int:
         for r in lines:
             gbs = f"{r['gbs']:9.1f} GB/s" if r.get("gbs") else ""
             factor = reference["ms"] / r["ms"]
-            print(f"    {r['contender']:34} {r['ms']:11.4f} ms {factor:7.2f} x  spread {r['spread']:4.0%} {gbs}")
+            spread = "timed once " if r["spread"] is None else f"spread {r['spread']:4.0%}"
+            print(f"    {r['contender']:34} {r['ms']:11.4f} ms {factor:7.2f} x  {spread} {gbs}")
     states = [r for r in records if "status" in r]
     failed = [r for r in states if r["status"] == "failed"]
     skipped = [r for r in states if r["status"] == "skipped"]

@@ -53,13 +53,18 @@ def table(records: Iterable[Record]) -> str:
     lines: dict[tuple[Any, ...], list[str]] = {}
     for row in best(records):
         dense, ours = row["dense"], row["ours"]
-        text = f"  {row['sparsity']:7.2%} {row['line']:10} best dense {dense['ms']:9.4f} ms ({dense['contender']}), "
-        text += f"ours {ours['ms']:9.4f} ms ({ours['contender']}): {row['speedup']:6.2f}x"
+        text = f"  {row['sparsity']:7.2%} {row['line']:10} best dense {_time(dense)}, ours {_time(ours)}: "
+        text += f"{row['speedup']:6.2f}x"
         if row["over_other"]:
             text += f"; {row['over_other']:.1f}x {row['other']['contender']}"
         lines.setdefault((row["work"], row["shape"], row["mask"], row["threads"]), []).append(text)
     heads = (f"\n{work} {shape}, {mask} mask, {threads} thread(s)" for work, shape, mask, threads in lines)
     return "\n".join(line for head, rows in zip(heads, lines.values(), strict=True) for line in (head, *rows))
+
+
+def _time(record: Record) -> str:
+    spread = "" if record.get("spread") is None else f" +-{record['spread'] / 2:.0%}"
+    return f"{record['ms']:9.4f} ms{spread} ({record['contender']})"
 
 
 def break_even(points: list[tuple[float, float]]) -> float | None:
