@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY(_sparse_ops_C, m) {
   m.def("csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
         "Tensor(a!) y, Tensor? addend=None, str activation=\"none\") -> ()");
   m.def("csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, Tensor? bias, bool transposed, "
-        "int K, str activation=\"none\") -> Tensor?");
+        "int K, Tensor? addend, str activation, int most_bytes) -> Tensor?");
   m.def("hypersparse_penalty_backward(Tensor[] weights, Tensor coefficients, Tensor(a!)[] grads) -> ()");
   m.def("hypersparse_sums(Tensor[] weights, Tensor scale, Tensor(a!) out) -> ()");
   m.def("kth_magnitude(Tensor[] tensors, int k, Tensor(a!) out) -> ()");

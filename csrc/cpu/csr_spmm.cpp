@@ -137,6 +137,14 @@ Tensor empty_like(const Tensor& b, const std::vector<int64_t>& sizes, const std:
   return Tensor(made);
 }
 
+// Whether t is a CPU tensor of this dtype, these sizes and strides.
+bool lies_as(const Tensor& t, ScalarType type, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  if (!t.is_cpu() || t.scalar_type() != type || t.dim() != static_cast<int64_t>(sizes.size())) return false;
+  for (size_t d = 0; d < sizes.size(); ++d)
+    if (t.size(d) != sizes[d] || (sizes[d] > 1 && t.stride(d) != strides[d])) return false;
+  return true;
+}
+
 }  // namespace
 
 void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::optional<Tensor> bias, bool transposed,
@@ -147,7 +155,7 @@ void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::
 
 std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor columns, Tensor b,
                                      std::optional<Tensor> bias, bool transposed, int64_t K,
-                                     std::string activation) {
+                                     std::optional<Tensor> addend, std::string activation, int64_t most_bytes) {
   if (activation != "none" && activation != "relu" && activation != "gelu") return std::nullopt;
   const ScalarType type = values.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half && type != ScalarType::Double)
@@ -174,13 +182,14 @@ std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor c
   int64_t N = 1;
   for (const int64_t size : sizes) N *= size;
   outputs = M;
+  if (N * M * static_cast<int64_t>(b.element_size()) > most_bytes) return std::nullopt;
   if (swapped)
     strides[1] = sizes[0];
   else
     for (int64_t d = dims - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(1, sizes[d]);
+  if (addend && !lies_as(*addend, type, sizes, strides)) return std::nullopt;
   Tensor y = empty_like(b, sizes, strides);
-  multiply(values, row_offsets, columns, b, bias, transposed != swapped, K, N, y, std::nullopt,
-           activation_of(activation));
+  multiply(values, row_offsets, columns, b, bias, transposed != swapped, K, N, y, addend, activation_of(activation));
   return y;
 }
 

@@ -13,11 +13,11 @@ namespace sparse_ops {
 void csr_spmm(Tensor values, Tensor row_offsets, Tensor columns, Tensor b, std::optional<Tensor> bias, bool transposed,
               Tensor y, std::optional<Tensor> addend, std::string activation);
 
-// The same without an addend into a new tensor, which lies like b; nothing where the operands are not as they usually
-// are: then Python names the culprit, or copies what has other strides. K: the columns of A. Where transposed, b may be
-// (..., K), and the result is (..., M).
+// The same into a new tensor, which lies like b; nothing where the operands are not as they usually are: then Python
+// names the culprit, or copies what has other strides; nor where the result takes more than most_bytes. K: the columns
+// of A. Where transposed, b may be (..., K), and the result is (..., M).
 std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor columns, Tensor b,
                                      std::optional<Tensor> bias, bool transposed, int64_t K,
-                                     std::string activation);
+                                     std::optional<Tensor> addend, std::string activation, int64_t most_bytes);
 
 }  // namespace sparse_ops

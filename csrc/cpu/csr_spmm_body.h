@@ -242,10 +242,17 @@ static void rows_times_vector(const CsrProblem& p, const A* x, int64_t begin, in
   const T* values = static_cast<const T*>(p.values);
   const T* bias = static_cast<const T*>(p.bias);
   const T* addend = static_cast<const T*>(p.addend);
-  for (int64_t r = begin; r < end; ++r) {
-    A total = row_times_vector(values, p.columns, p.offsets[r], p.offsets[r + 1], p.offsets[p.M], x);
-    if (bias) total += widen_one(bias[r]);
-    narrow_one(finished_one(total, addend == nullptr ? nullptr : addend + r, p.activation), static_cast<T*>(p.y) + r);
+  const bool own_pass = addend == nullptr && p.activation == Activation::gelu;
+  A totals[kRowBlock] = {};
+  for (int64_t from = begin; from < end; from += kRowBlock) {
+    const int64_t rows = end - from < kRowBlock ? end - from : kRowBlock;
+    for (int64_t i = 0, r = from; i < rows; ++i, ++r) {
+      totals[i] = row_times_vector(values, p.columns, p.offsets[r], p.offsets[r + 1], p.offsets[p.M], x);
+      if (bias) totals[i] += widen_one(bias[r]);
+      if (!own_pass) totals[i] = finished_one(totals[i], addend == nullptr ? nullptr : addend + r, p.activation);
+    }
+    if (own_pass) gelu_all(totals, rows);
+    for (int64_t i = 0; i < rows; ++i) narrow_one(totals[i], static_cast<T*>(p.y) + from + i);
   }
 }
 

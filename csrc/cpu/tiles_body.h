@@ -108,10 +108,12 @@ static void unpack_rows(const CsrProblem& p, const A* panel, int64_t row, int64_
   }
 }
 
-// y(row + i, first + j) = activation(panel[i][j] + addend(...)).
+// y(row + i, first + j) = activation(panel[i][j] + addend(...)); the panel is of use no more.
 template <typename T, typename A>
-static void unpack_panel(const CsrProblem& p, const A* panel, int64_t row, int64_t rows, int64_t first, int64_t tile) {
-  if (p.addend != nullptr || p.activation != Activation::none)
+static void unpack_panel(const CsrProblem& p, A* panel, int64_t row, int64_t rows, int64_t first, int64_t tile) {
+  const bool own_pass = p.addend == nullptr && p.activation == Activation::gelu;
+  if (own_pass) gelu_all(panel, rows * tile);  // a panel has as many rows as make up two vectors
+  if (!own_pass && (p.addend != nullptr || p.activation != Activation::none))
     unpack_rows<T, A, true>(p, panel, row, rows, first, tile);
   else
     unpack_rows<T, A, false>(p, panel, row, rows, first, tile);

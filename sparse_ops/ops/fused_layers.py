@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_ops.ops.csr_spmm import csr_spmm
+from sparse_ops.ops.csr_spmm import csr_spmm, fused_rows
 from sparse_ops.ops.sparse_conv2d import sparse_conv2d
 
 WEIGHT = (
@@ -54,6 +54,9 @@ def fused_linear(
     if weight is not None:
         return _finish(F.linear(x, weight, bias), addend, activation)
     assert values is not None and row_offsets is not None and columns is not None and t_row_offsets is not None
+    y = fused_rows(x, values, row_offsets, columns, bias, weight_shape[1], addend, activation)
+    if y is not None:
+        return y
     rows = x if x.dim() == 2 else x.reshape(-1, weight_shape[1])
     # The forward pass reads no permutation: columns stand in for the two tensors of that size.
     pattern = row_offsets, columns, t_row_offsets, columns, columns
