@@ -1,7 +1,8 @@
 // Keeps the wheel loadable on older systems.
 //
 // libstdc++'s shared_ptr reads __libc_single_threaded, which glibc has since 2.32; everything else needs 2.29 (the tag
-// manylinux_2_31). A private copy that says "several threads" costs an atomic instead of a plain add, outside every inner loop.
+// manylinux_2_31). A private copy that says "several threads" costs an atomic instead of a plain add, outside every
+// inner loop.
 #include <features.h>
 #if defined(__GLIBC__)
 extern "C" {

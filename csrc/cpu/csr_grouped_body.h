@@ -1,6 +1,6 @@
-// Products with a matrix regrouped for one call: within a run of rows its nonzeros lie by blocks of columns, whose rows of
-// the panel stay in L1 while all rows of the run pass, with the place in the panel beside the value: one stream, read once
-// a tile. Only with AVX-512. Included by a body after tiles_body.h and csr_cuts_body.h.
+// Products with a matrix regrouped for one call: within a run of rows its nonzeros lie by blocks of columns, whose rows
+// of the panel stay in L1 while all rows of the run pass, with the place in the panel beside the value: one stream,
+// read once a tile. Only with AVX-512. Included by a body after tiles_body.h and csr_cuts_body.h.
 
 #if SPARSE_OPS_AVX512
 struct GroupedEntry {
@@ -13,7 +13,8 @@ static inline void put_entries(const float* values, const int32_t* columns, int3
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   for (; n > 0; n -= 16, values += 16, columns += 16, to += 16) {
-    const uint32_t lanes = n < 16 ? (1u << n) - 1 : 0xffff, doubled = n < 16 ? static_cast<uint32_t>((1ull << 2 * n) - 1) : ~0u;
+    const uint32_t lanes = n < 16 ? (1u << n) - 1 : 0xffff;
+    const uint32_t doubled = n < 16 ? static_cast<uint32_t>((1ull << 2 * n) - 1) : ~0u;
     const __m512i v = _mm512_maskz_loadu_epi32(lanes, values);
     const __m512i at = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(lanes, columns), shift);
     _mm512_mask_storeu_epi32(to, doubled, _mm512_permutex2var_epi32(v, low, at));
@@ -38,8 +39,8 @@ static void regroup_rows(const CsrProblem& p, int64_t begin, int64_t end, int64_
     }
 }
 
-// sums[i][...] += the entries of row i, to[i] - from[i] of them; from `bias` (or 0 where null) on if First. Two vectors a
-// row, and two chains for each. Returns the end of the entries.
+// sums[i][...] += the entries of row i, to[i] - from[i] of them; from `bias` (or 0 where null) on if First. Two vectors
+// a row, and two chains for each. Returns the end of the entries.
 template <bool First>
 static const GroupedEntry* rows_times_grouped(const GroupedEntry* entry, const int32_t* from, const int32_t* to,
                                             int64_t rows, const float* panel, const float* bias, float* sums) {
@@ -83,8 +84,8 @@ static void spmm_grouped(const CsrProblem& p, const void* entries, const int32_t
   const auto* entry = static_cast<const GroupedEntry*>(entries) + p.offsets[begin];
   cuts += begin * (blocks + 1);
   for (int64_t b = 0; b < blocks; ++b, cuts += rows)
-    for (int64_t r = 0; r < rows; r += kRowBlock) {
-      const int64_t some = rows - r < kRowBlock ? rows - r : kRowBlock;
+    for (int64_t r = 0; r < rows; r += kSumRows) {
+      const int64_t some = rows - r < kSumRows ? rows - r : kSumRows;
       const float* bias = p.bias == nullptr ? nullptr : static_cast<const float*>(p.bias) + begin + r;
       const int32_t *from = cuts + r, *to = from + rows;
       float* sum = sums + r * tile;
@@ -95,6 +96,6 @@ static void spmm_grouped(const CsrProblem& p, const void* entries, const int32_t
 }
 #else  // never chosen
 static void regroup_rows(const CsrProblem&, int64_t, int64_t, int64_t, const int32_t*, void*) {}
-static void spmm_grouped(const CsrProblem&, const void*, const int32_t*, int64_t, int64_t, int64_t, int64_t, float*, bool,
-                         float*) {}
+static void spmm_grouped(const CsrProblem&, const void*, const int32_t*, int64_t, int64_t, int64_t, int64_t, float*,
+                         bool, float*) {}
 #endif

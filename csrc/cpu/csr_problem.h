@@ -21,6 +21,10 @@ inline Dtype dtype_of(const Tensor& t) {
 // products of pairs of bfloat16.
 enum class Panel { computed, halves, pairs };
 
+// Rows of a product whose sums are stored together: a transposed store writes as many numbers in a row, then those of
+// the next sample, whose place may fall into the same set of the cache. And rows of dY that are packed together.
+constexpr int64_t kSumRows = 64, kPackedRows = 16;
+
 // A is (M, K). `b` belongs to its columns, `y` to its rows; N is the other dimension of both, outermost in memory where
 // `transposed` (of b; y_transposed of y), else innermost. values, bias: of the compute type (float, double for f64); of
 // pairs, whose products take subnormal numbers for 0, the values stay bfloat16, and for N = 1 both stay what they are.

@@ -1,4 +1,5 @@
-// dY B^T at the positions of a pattern: groups of tiles of N, and rows, over threads; partial sums added in fixed order.
+// dY B^T at the positions of a pattern: groups of tiles of N, and rows, over threads; partial sums added in fixed
+// order.
 #include "csr_sddmm.h"
 
 #include <algorithm>
@@ -14,13 +15,13 @@
 namespace sparse_ops {
 namespace {
 
-constexpr int64_t kPackedRows = 16;             // kRowBlock of the body
 constexpr int64_t kPanelBytes = 1 << 20;        // wider than a product's: a nonzero ends with a store and its sum
 constexpr int64_t kPartialBytes = 16 << 20;     // the partial sums of all groups
 constexpr int64_t kGroups = 8;                  // at most; more threads than this share a group by rows
 
-// Whether nonzeros are taken by blocks of columns, so many that a row has some in each: float32, whose panel is far larger
-// than L1. With AVX2, whose loop takes four nonzeros of a row at once, blocks gain a tenth at 90 % and lose a fifth at 98 %.
+// Whether nonzeros are taken by blocks of columns, so many that a row has some in each: float32, whose panel is far
+// larger than L1. With AVX2, whose loop takes four nonzeros of a row at once, blocks gain a tenth at 90 % and lose a
+// fifth at 98 %.
 int64_t blocks_of(const CsrProblem& p, int64_t nnz, int64_t tile) {
   constexpr double kBlockBytes = 64 * 1024, kInBlock = 8;
   if (p.dtype != Dtype::f32 || p.N <= 3 * tile || isa() == Isa::avx2) return 1;

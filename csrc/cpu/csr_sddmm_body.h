@@ -1,20 +1,23 @@
 // dY B^T at the positions of a pattern: both operands in tiles with N innermost; a row of dY stays in registers while
-// its nonzeros pass, each leaves one vector of partial sums, and a square of such vectors is summed at once.
+// its nonzeros pass, each of which leaves one vector of partial sums. A square of such vectors is summed at once; with
+// AVX2 floats are taken by fours (dot_fours_body.h), whose vectors stay in registers.
 #include "lanes_body.h"
 #include "activation_body.h"
 #include "tiles_body.h"
 #include "half_tiles_body.h"
 #include "csr_cuts_body.h"
 #include "sums_body.h"
+#include "dot_rows_body.h"
+#include "dot_fours_body.h"
 
-constexpr int64_t kRowBlock = 16;
-
-// Partial sums of up to W nonzeros that follow each other, and where the nonzeros of this thread end.
+// Partial sums of up to W nonzeros that follow each other. end: where the nonzeros of this thread end, beyond which the
+// loop by fours may not write.
 template <typename A>
 struct Pending {
-  A vectors[Lanes<A>::count * Lanes<A>::count];
-  int count;
-  int32_t end;
+  explicit Pending(int32_t end) : end(end) {}
+  A vectors[Lanes<A>::count * Lanes<A>::count] = {};
+  int count = 0;
+  const int32_t end;
 };
 
 // Ends `count` pending nonzeros, the last of which is `last` - 1; `add` says whether `to` holds a sum already.
@@ -32,97 +35,6 @@ static inline void flush(const A* vectors, int count, int64_t last, bool add, A*
   }
 }
 
-// A row of dY in registers, and its product with a row of the panel: NV vectors of either.
-template <typename T, int NV>
-struct Row {  // of the compute type
-  using A = T;
-  static constexpr int width = NV * Lanes<A>::count;
-  Vector<A> part[NV];
-};
-template <typename T, int NV>
-struct HalfRow {
-  using A = float;
-  static constexpr int width = NV * HalfLanes::count;
-  Vector<float> part[2 * NV];
-};
-
-template <typename T, int NV>
-static inline void take(const T* dy, Row<T, NV>* row) {
-#pragma GCC unroll 8
-  for (int u = 0; u < NV; ++u) row->part[u] = load(dy + u * Lanes<T>::count);
-}
-template <typename T, int NV>
-static inline void take(const T* dy, HalfRow<T, NV>* row) {
-#pragma GCC unroll 4
-  for (int u = 0; u < NV; ++u) split(dy + u * HalfLanes::count, &row->part[2 * u], &row->part[2 * u + 1]);
-}
-template <typename T, int NV>
-static inline Vector<T> product(const Row<T, NV>& row, const T* from) {
-  Vector<T> sum = row.part[0] * load(from);
-#pragma GCC unroll 8
-  for (int u = 1; u < NV; ++u) sum += row.part[u] * load(from + u * Lanes<T>::count);
-  return sum;
-}
-template <typename T, int NV>
-static inline Vector<float> product(const HalfRow<T, NV>& row, const T* from) {
-  Vector<float> even{}, odd{};
-#pragma GCC unroll 4
-  for (int u = 0; u < NV; ++u) {
-    Vector<float> a, b;
-    split(from + u * HalfLanes::count, &a, &b);
-    even += row.part[2 * u] * a;
-    odd += row.part[2 * u + 1] * b;
-  }
-  return even + odd;
-}
-
-#if SPARSE_OPS_AVX2
-static inline __m256d sums_of_two(const __m256& a, const __m256& b) {
-  return _mm256_castps_pd(_mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
-}
-
-// The sums of four vectors, each in the same order, whatever its place.
-static inline __m128 sums_of_four(const Vector<float> (&v)[4]) {
-  const __m256d low = sums_of_two(v[0], v[1]), high = sums_of_two(v[2], v[3]);
-  const __m256 halves = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)),
-                                      _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)));
-  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-}
-
-// Four nonzeros of a row at once, whose vectors of sums never leave the registers. The last turn of a row reads what
-// follows in the panel's place and adds -0, which changes no sum, to the next row's, or leaves it to be written over.
-template <typename R, typename T>
-static void sample_fours(const CsrProblem& p, const T* panel, const T* dy, int64_t begin, int64_t rows, bool add,
-                         int32_t end, float* to) {
-  const int32_t* columns = p.columns;
-  for (int64_t r = begin; r < begin + rows; ++r, dy += R::width) {
-    R row;
-    take(dy, &row);
-    const int32_t last = p.offsets[r + 1];
-    for (int32_t i = p.offsets[r]; i < last; i += 4) {
-      const bool inside = end - i >= 4;
-      int32_t some[4];
-      if (!inside)
-        for (int u = 0; u < 4; ++u) some[u] = columns[i + u < last ? i + u : i];
-      const int32_t* at = inside ? columns + i : some;
-      Vector<float> sums[4];
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) sums[u] = product(row, panel + static_cast<int64_t>(at[u]) * R::width);
-      __m128 sum = sums_of_four(sums);
-      if (inside) {
-        const __m128i left = _mm_cmpgt_epi32(_mm_set1_epi32(last - i), _mm_setr_epi32(0, 1, 2, 3));
-        sum = _mm_blendv_ps(_mm_set1_ps(-0.0f), sum, _mm_castsi128_ps(left));
-        _mm_storeu_ps(to + i, add ? _mm_add_ps(_mm_loadu_ps(to + i), sum) : sum);
-      } else {
-        float one[4];
-        _mm_storeu_ps(one, sum);
-        for (int u = 0; i + u < last; ++u) to[i + u] = add ? to[i + u] + one[u] : one[u];
-      }
-    }
-  }
-}
-#endif
-
 template <typename R, typename T, typename A>
 static void sample_rows(const CsrProblem& p, const T* panel, const T* dy, int64_t begin, int64_t rows, bool add,
                         Pending<A>& pending, A* to) {
@@ -130,7 +42,7 @@ static void sample_rows(const CsrProblem& p, const T* panel, const T* dy, int64_
   if constexpr (sizeof(A) == 4) return sample_fours<R>(p, panel, dy, begin, rows, add, pending.end, to);
 #endif
   constexpr int W = Lanes<A>::count;
-  int count = pending.count;  // in a register: in memory it would be a chain of loads and stores from nonzero to nonzero
+  int count = pending.count;  // in a register: in memory it would be a chain from nonzero to nonzero
   for (int64_t r = begin; r < begin + rows; ++r, dy += R::width) {
     R row;
     take(dy, &row);
@@ -200,8 +112,8 @@ static void sample_tile(const CsrProblem& p, int64_t tile, const A* panel, const
 }
 
 template <typename T>
-static void sample_half_tile(const CsrProblem& p, int64_t tile, const T* panel, const T* dy, int64_t begin, int64_t rows,
-                             bool add, Pending<float>& pending, float* to) {
+static void sample_half_tile(const CsrProblem& p, int64_t tile, const T* panel, const T* dy, int64_t begin,
+                             int64_t rows, bool add, Pending<float>& pending, float* to) {
   switch (tile / HalfLanes::count) {
     case 1: return sample_rows<HalfRow<T, 1>>(p, panel, dy, begin, rows, add, pending, to);
     case 2: return sample_rows<HalfRow<T, 2>>(p, panel, dy, begin, rows, add, pending, to);
@@ -252,12 +164,9 @@ static void sddmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t
   A* to = static_cast<A*>(to_memory);
   const T* panel = p.direct ? b : static_cast<T*>(panel_memory);
   if (fresh && !p.direct) pack(b, 0, p.K, p.K, p.N, first, tile, p.transposed, static_cast<T*>(panel_memory));
-  Pending<A> pending;
-  pending.count = 0;
-  pending.end = p.offsets[end];
-  std::memset(pending.vectors, 0, sizeof(pending.vectors));
-  for (int64_t r = begin; r < end; r += kRowBlock) {
-    const int64_t rows = end - r < kRowBlock ? end - r : kRowBlock;
+  Pending<A> pending(p.offsets[end]);
+  for (int64_t r = begin; r < end; r += kPackedRows) {
+    const int64_t rows = end - r < kPackedRows ? end - r : kPackedRows;
     const T* dy = y + r * p.N;
     if (p.y_transposed || tile != p.N) {
       T* packed = static_cast<T*>(rows_memory);
@@ -270,7 +179,7 @@ static void sddmm_rows(const CsrProblem& p, int64_t first, int64_t tile, int64_t
 }
 
 // The nonzeros of rows [begin, end) over the tile of N that starts at `first`, in the compute type: written to `to`
-// (nnz), or added to it. The panel holds K * tile elements and is filled only if `fresh`; rows hold kRowBlock * tile.
+// (nnz), or added to it. The panel holds K * tile elements and is filled only if `fresh`; rows hold kPackedRows * tile.
 static void sddmm(const CsrProblem& p, int64_t first, int64_t tile, int64_t begin, int64_t end, void* panel, void* rows,
                   bool fresh, bool add, void* to) {
   switch (p.dtype) {
@@ -281,9 +190,9 @@ static void sddmm(const CsrProblem& p, int64_t first, int64_t tile, int64_t begi
   }
 }
 
-// The same nonzeros by blocks of columns, whose rows of the panel stay in L1 meanwhile: in the run of rows [begin, end),
-// cut before, row begin + r of block b becomes row begin * blocks + b * (end - begin) + r of a matrix with its own offsets
-// and columns.
+// The same nonzeros by blocks of columns, whose rows of the panel stay in L1 meanwhile: in the run of rows [begin,
+// end), cut before, row begin + r of block b becomes row begin * blocks + b * (end - begin) + r of a matrix with its
+// own offsets and columns.
 static void group_rows(const CsrProblem& p, int64_t begin, int64_t end, int64_t blocks, const int32_t* cuts,
                        int32_t* offsets, int32_t* columns) {
   const int64_t rows = end - begin;
@@ -303,16 +212,14 @@ static void sddmm_grouped(const CsrProblem& p, int64_t first, int64_t tile, int6
   if (fresh) pack_panel(static_cast<const float*>(p.b), 0, p.K, p.K, p.N, first, tile, p.transposed, panel);
   const int64_t rows = end - begin;
   pack_panel(static_cast<const float*>(p.y), begin, rows, p.M, p.N, first, tile, p.y_transposed, rows_memory);
-  Pending<float> pending;
-  pending.count = 0;
-  pending.end = p.offsets[end * blocks];
-  std::memset(pending.vectors, 0, sizeof(pending.vectors));
+  Pending<float> pending(p.offsets[end * blocks]);
   for (int64_t b = 0; b < blocks; ++b)
     sample(p, tile, panel, rows_memory, begin * blocks + b * rows, rows, add, pending, to);
   if (pending.count > 0) flush(pending.vectors, pending.count, p.offsets[end * blocks], add, to);
 }
 
-// to[i] = the sum of partial[part] over the parts in their order, for the nonzeros of a run, in the order of the matrix.
+// to[i] = the sum of partial[part] over the parts in their order, for the nonzeros of a run, in the order of the
+// matrix.
 static void reduce_grouped(const float* partial, int64_t parts, int64_t n, const int32_t* offsets, const int32_t* cuts,
                            int64_t blocks, int64_t begin, int64_t end, float* to) {
   const int64_t rows = end - begin;

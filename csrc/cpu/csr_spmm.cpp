@@ -14,17 +14,16 @@
 namespace sparse_ops {
 namespace {
 
-constexpr int64_t kSumRows = 64;  // kRowBlock of the body
 // Of a core with 1 MiB of L2 cache (or 512 KiB and AVX2): 128 and 512 KiB are slower for 1024 x 1024 at 90 and at 98 %.
 constexpr int64_t kPanelBytes = 256 * 1024;
 constexpr int64_t kGroupedBytes = 64 << 20;  // the most that a regrouped matrix may take
 
 // Whether the matrix is regrouped for this call (csr_grouped_body.h): float32 where that takes less than it gains. A
-// nonzero gains 0.25 ns a tile and takes 0.35 once, the end of a row in a block takes 2 to 4: 3072 x 768 with N = 128 takes
-// 9 % less at 90 %, 3 % more at 98 %, where it is not done. An odd number of tiles is a tile less than in the usual way.
-// Nothing here may depend on the number of threads, since it decides the order of sums. With AVX2 tiles of four vectors are as
-// quick as they are as regrouped (Zen 3, 1024 x 1024 with N = 1024, 4096 x 4096 with N = 64) or quicker (3072 x 768 with
-// N = 128: 1.0 against 1.5 ms at 90 %); without AVX-512 or AVX2 neither was measured.
+// nonzero gains 0.25 ns a tile and takes 0.35 once, the end of a row in a block takes 2 to 4: 3072 x 768 with N = 128
+// takes 9 % less at 90 %, 3 % more at 98 %, where it is not done. An odd number of tiles is a tile less than in the
+// usual way. Nothing here may depend on the number of threads, since it decides the order of sums. With AVX2 tiles of
+// four vectors are as quick as they are as regrouped (Zen 3, 1024 x 1024 with N = 1024, 4096 x 4096 with N = 64) or
+// quicker (3072 x 768 with N = 128: 1.0 against 1.5 ms at 90 %); without AVX-512 or AVX2 neither was measured.
 bool is_grouped(const CsrProblem& p, int64_t nnz, int64_t tile) {
   if (isa() < Isa::avx512) return false;
   const int64_t tiles = (p.N + tile - 1) / tile, gained = tiles - 2 + tiles % 2 * 4;
@@ -105,7 +104,8 @@ void multiply(const Tensor& values, const Tensor& row_offsets, const Tensor& col
     return multiply_grouped(p, nnz, vector / 2, useful_threads(nnz, p.M, p.N));
   const int64_t size = p.dtype == Dtype::f64 ? 8 : 4, panel_size = p.panel == Panel::computed ? size : 2;
   // Eight vectors of AVX2 fill half of Zen 3's L2 at K = 1024: 0.57 against 0.48 ms with four for N = 128 at 90 %.
-  const int64_t threads = useful_threads(values.numel(), p.M, p.N), most = panel_size == 2 || isa() == Isa::avx2 ? 4 : 8;
+  const int64_t most = panel_size == 2 || isa() == Isa::avx2 ? 4 : 8;
+  const int64_t threads = useful_threads(values.numel(), p.M, p.N);
   const int64_t lanes = vector / panel_size;
   const bool narrow = p.panel == Panel::computed && vector >= 32 && 2 * p.N <= lanes;
   const int64_t tile = p.N == 1 ? 1 : narrow ? lanes / 2
@@ -132,8 +132,8 @@ Tensor empty_like(const Tensor& b, const std::vector<int64_t>& sizes, const std:
   int32_t type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(b.get(), &type));
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                         type, aoti_torch_device_type_cpu(), 0, &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), type, aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 
@@ -158,7 +158,8 @@ std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor c
                                      std::optional<Tensor> addend, std::string activation, int64_t most_bytes) {
   if (activation != "none" && activation != "relu" && activation != "gelu") return std::nullopt;
   const ScalarType type = values.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half && type != ScalarType::Double)
+  if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half &&
+      type != ScalarType::Double)
     return std::nullopt;
   const auto line = [](const Tensor& t, ScalarType wanted, int64_t n) {
     return t.is_cpu() && t.scalar_type() == wanted && t.dim() == 1 && t.numel() == n && t.is_contiguous();

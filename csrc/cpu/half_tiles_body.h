@@ -1,6 +1,6 @@
-// Tiles of a half dtype that stay halves in the panel, so that a product takes half of the bytes from the L2 cache: they
-// become floats on their way into a register, or are multiplied in pairs where the processor can.
-// Included by bodies after tiles_body.h.
+// Tiles of a half dtype that stay halves in the panel, so that a product takes half of the bytes from the L2 cache:
+// they become floats on their way into a register, or are multiplied in pairs where the processor can. Included by
+// bodies after tiles_body.h.
 
 struct HalfLanes {
   static constexpr int count = 2 * Lanes<float>::count;

@@ -1,5 +1,5 @@
-// Vectors as wide as the instruction set, in the compiler's own vector types; halves become floats when they are loaded.
-// Included by bodies (foreach_isa.h), so everything is in the namespace of one instruction set.
+// Vectors as wide as the instruction set, in the compiler's own vector types; halves become floats when they are
+// loaded. Included by bodies (foreach_isa.h), so everything is in the namespace of one instruction set.
 
 constexpr int kVectorBytes = SPARSE_OPS_AVX512 ? 64 : SPARSE_OPS_AVX2 ? 32 : 16;
 

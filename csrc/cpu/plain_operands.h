@@ -5,10 +5,11 @@
 
 namespace sparse_ops {
 
-// True where every weight is a floating point CPU tensor without gaps, each of `likes` holds one tensor per weight, of its
-// shape and strides, and each of `packed` is empty or holds one packed tensor per weight. False says nothing more: Python
-// then names the culprit, or copies what has other strides. A tensor that says that it is all zeros has no memory: it is
-// not plain. That it is a negative view is not to be seen here: torch's dispatcher and Python look for that.
+// True where every weight is a floating point CPU tensor without gaps, each of `likes` holds one tensor per weight, of
+// its shape and strides, and each of `packed` is empty or holds one packed tensor per weight. False says nothing more:
+// Python then names the culprit, or copies what has other strides. A tensor that says that it is all zeros has no
+// memory: it is not plain. That it is a negative view is not to be seen here: torch's dispatcher and Python look for
+// that.
 bool plain_operands(const Tensors& weights, const std::vector<const Tensors*>& likes,
                     const std::vector<const Tensors*>& packed);
 

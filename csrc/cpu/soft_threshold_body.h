@@ -87,7 +87,8 @@ static void apply_to(const T* w, int64_t n, double threshold, T* y) {
   });
 }
 
-// Returns -sum g' sign(w), the gradient by the threshold, where g' is what passes of g; writes grads = g' + pull sign(w).
+// Returns -sum g' sign(w), the gradient by the threshold, where g' is what passes of g; writes grads = g' + pull
+// sign(w).
 template <typename T, bool kElu, bool kWrite>
 static double grads_of(const T* g, const T* w, int64_t n, double threshold, double pull, T* grads) {
   using A = typename Compute<T>::type;

@@ -1,8 +1,9 @@
 // Convolution of images with a sparse weight, and its input gradient: both are sums over lists of (source line, value).
 //
-// Images in users' layouts go through planes of pixels (sparse_conv2d_pixels.h) or, where these do not suit, through bands:
-// sixteen bands of rows (whole images where they are small) lie side by side in the lanes of one slab, so that every
-// multiply-add reads one aligned line whatever the stride, dilation or image width, and no lane computes junk columns.
+// Images in users' layouts go through planes of pixels (sparse_conv2d_pixels.h) or, where these do not suit, through
+// bands: sixteen bands of rows (whole images where they are small) lie side by side in the lanes of one slab, so that
+// every multiply-add reads one aligned line whatever the stride, dilation or image width, and no lane computes junk
+// columns.
 #include "sparse_conv2d.h"
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Work on images with the batch innermost: tiles of pixels over threads, all target channels of a run of pixels together,
-// so that the source lines in use, those around it in every channel, stay in the L2 cache.
+// Work on images with the batch innermost: tiles of pixels over threads, all target channels of a run of pixels
+// together, so that the source lines in use, those around it in every channel, stay in the L2 cache.
 #include "sparse_conv2d_batch_last.h"
 
 #include <algorithm>
@@ -18,8 +18,9 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
                      const T* addend, ConvActivation activation, const ConvAxis& h, const ConvAxis& w) {
   using A = Accumulator<T>;
   constexpr int64_t kLanes = 64 / sizeof(A), kUnits = 8;
-  // Larger outputs go past the caches, which would have to read them first: ResNet-50 takes 121 ms so, 125 with 24 MB and
-  // 126 without. The L3 cache (32 MB here) holds them no longer than that when the next layer reads an addend as well.
+  // Larger outputs go past the caches, which would have to read them first: ResNet-50 takes 121 ms so, 125 with 24 MB
+  // and 126 without. The L3 cache (32 MB here) holds them no longer than that when the next layer reads an addend as
+  // well.
   constexpr int64_t kCaches = 6 << 20;
   const int64_t rows = target.channels, images = target.images, pixels = target.rows * target.cols;
   if (rows * images * pixels == 0) return;

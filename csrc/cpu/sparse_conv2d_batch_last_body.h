@@ -97,8 +97,8 @@ static inline bool stream_line(T*, int, const V&) {
 static inline void streamed() {}
 #endif
 
-// How many pixels are summed at once: enough to hide the adder, few enough that their lines, a pixel apart in memory and
-// so in the same sets of the L1 cache, leave each other there (8 pixels instead of 4: a fifth slower).
+// How many pixels are summed at once: enough to hide the adder, few enough that their lines, a pixel apart in memory
+// and so in the same sets of the L1 cache, leave each other there (8 pixels instead of 4: a fifth slower).
 template <typename T>
 constexpr int kMostPixels = SPARSE_OPS_AVX512 ? 4 : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3) : (sizeof(T) == 2 ? 1 : 2);
 
@@ -154,8 +154,8 @@ static inline void finish_run(const ConvLines<A>& lines, const ConvRun& run, int
   }
 }
 
-// P pixels of a run, from its pixel `at` on, of one target channel; K separate sums each where P alone would wait for the
-// adder.
+// P pixels of a run, from its pixel `at` on, of one target channel; K separate sums each where P alone would wait for
+// the adder.
 template <typename T, int P, int K, bool Some, typename A>
 static void sum_run(const ConvLines<A>& lines, const ConvRun& run, int at, int64_t row) {
   constexpr int N = 64 / kVectorBytes;

@@ -5,7 +5,8 @@
 
 namespace sparse_ops {
 
-// How (images, channels, rows, cols) lie in memory: in that order, with the channels innermost, with the images innermost.
+// How (images, channels, rows, cols) lie in memory: in that order, with the channels innermost, with the images
+// innermost.
 enum class ConvLayout { contiguous, channels_last, batch_last };
 
 struct ConvImages {

@@ -60,11 +60,12 @@ struct PixelLists {
 
 }  // namespace
 
-// Against bands of images in lanes (sparse_conv2d_lanes.h), one thread, ResNet-50's layers at 90 to 98 % zeros: contiguous
-// images take 0.7 to 1.1 of their time, and half with one image of 7 x 7. Images with their channels innermost are
-// transposed either way, and lines at any distance are loaded less quickly than aligned ones: there it pays where the
-// result goes past the caches (0.8), for few small images (0.5 to 0.9) and for 1x1 with a stride (0.45). Where AVX2 loads
-// half a line at once, which crosses into the next one half as often, 3x3 windows take 0.75 to 0.95 (Zen 3).
+// Against bands of images in lanes (sparse_conv2d_lanes.h), one thread, ResNet-50's layers at 90 to 98 % zeros:
+// contiguous images take 0.7 to 1.1 of their time, and half with one image of 7 x 7. Images with their channels
+// innermost are transposed either way, and lines at any distance are loaded less quickly than aligned ones: there it
+// pays where the result goes past the caches (0.8), for few small images (0.5 to 0.9) and for 1x1 with a stride (0.45).
+// Where AVX2 loads half a line at once, which crosses into the next one half as often, 3x3 windows take 0.75 to 0.95
+// (Zen 3).
 template <typename T>
 bool conv_pixels_suit(const ConvImages& source, const ConvImages& target, const ConvAxis& h, const ConvAxis& w) {
   using A = Accumulator<T>;

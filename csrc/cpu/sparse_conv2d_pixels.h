@@ -1,4 +1,5 @@
-// Convolution of images as users hold them, with neighbouring pixels in the lanes of a register (sparse_conv2d_planes.h).
+// Convolution of images as users hold them, with neighbouring pixels in the lanes of a register
+// (sparse_conv2d_planes.h).
 #pragma once
 
 #include "sparse_conv2d_geometry.h"

@@ -1,4 +1,5 @@
-// Planes of pixels: where the pixels of a tile stand for convolutions with neighbouring pixels in the lanes of a register.
+// Planes of pixels: where the pixels of a tile stand for convolutions with neighbouring pixels in the lanes of a
+// register.
 //
 // The source pixels of a tile are copied into planes, one for each channel, whose rows follow each other with just the
 // zeros between them that the taps reach. There a tap is one distance for all pixels: a sum adds whole registers at q +
@@ -12,8 +13,8 @@
 
 namespace sparse_ops {
 
-// Lanes of one line of target positions: `count` of them, those in `mask`, are pixels; the first is number `at` of its run,
-// and the image's pixels in the run are `room` from there on.
+// Lanes of one line of target positions: `count` of them, those in `mask`, are pixels; the first is number `at` of its
+// run, and the image's pixels in the run are `room` from there on.
 struct ConvLine {
   int32_t at, room;
   uint16_t mask, count;
@@ -34,8 +35,8 @@ struct PlaneTile {
   int64_t first, images, row, rows;
 };
 
-// A tile is whole images, or a band of rows of one. Its positions are numbered from the first target on: target (row, col)
-// of image i is i * image + row * pitch + col, and a tap reads the same number further on in its channel's plane.
+// A tile is whole images, or a band of rows of one. Its positions are numbered from the first target on: target (row,
+// col) of image i is i * image + row * pitch + col, and a tap reads the same number further on in its channel's plane.
 struct PlaneTiling {
   PlaneAxis h, w;
   int64_t lanes, pitch, image, images, rows, bands;  // images, rows: of a tile; bands: of an image

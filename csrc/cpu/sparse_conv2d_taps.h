@@ -11,7 +11,8 @@
 
 namespace sparse_ops {
 
-// Taps begin .. end - 1, which all pixels of a run see, but for the first and the last of them where those are left out.
+// Taps begin .. end - 1, which all pixels of a run see, but for the first and the last of them where those are left
+// out.
 struct ConvSegment {
   int32_t begin, end;
   bool without_first, without_last;
@@ -40,8 +41,8 @@ struct ConvTapRuns {
 // many channels, stay in the L2 cache where possible.
 ConvTapRuns conv_tap_runs(const ConvAxis& h, const ConvAxis& w, int64_t source_channels, int most);
 
-// Row r (target channel) holds entries starts[r * taps] .. starts[(r + 1) * taps], tap t from starts[r * taps + t] on. An
-// entry's offset, in elements, is that of its source channel and tap from a run's `in` pixels; a pixel is `channels`
+// Row r (target channel) holds entries starts[r * taps] .. starts[(r + 1) * taps], tap t from starts[r * taps + t] on.
+// An entry's offset, in elements, is that of its source channel and tap from a run's `in` pixels; a pixel is `channels`
 // lines of `pitch` elements. Lives in the calling thread's scratch memory.
 template <typename A>
 struct ConvTapLists {

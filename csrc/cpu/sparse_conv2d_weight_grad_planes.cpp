@@ -17,9 +17,9 @@ namespace sparse_ops {
 namespace {
 
 // Against bands of images in lanes, one thread, ResNet-50's layers at 90 and 98 % zeros, one image: 0.5 to 0.9 of their
-// time. Of 16 images 0.7 to 0.9 for 3x3 windows over 56 x 56 and 28 x 28 and 0.4 to 1.3 for 1x1 with a stride, but up to
-// 1.5 of 7 x 7, which fill the lanes without a band, and up to 1.3 for 1x1. With AVX2 0.65 to 1.1 but for 3x3 windows over
-// 7 x 7 (Zen 3).
+// time. Of 16 images 0.7 to 0.9 for 3x3 windows over 56 x 56 and 28 x 28 and 0.4 to 1.3 for 1x1 with a stride, but up
+// to 1.5 of 7 x 7, which fill the lanes without a band, and up to 1.3 for 1x1. With AVX2 0.65 to 1.1 but for 3x3
+// windows over 7 x 7 (Zen 3).
 bool pays(const ConvImages& dy, const ConvAxis& h, const ConvAxis& w, int64_t lanes) {
   constexpr int64_t kSmall = 256, kSmallest = 64;
   if (4 * dy.images < 3 * lanes) return true;

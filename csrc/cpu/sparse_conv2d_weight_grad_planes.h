@@ -19,7 +19,8 @@ struct PlaneDots {
   double* sums;  // of the values, added to
 };
 
-// False, and nothing is done, where planes do not serve or bands of images in lanes (sparse_conv2d_lanes.h) are quicker.
+// False, and nothing is done, where planes do not serve or bands of images in lanes (sparse_conv2d_lanes.h) are
+// quicker.
 template <typename T>
 bool conv_weight_grad_planes(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
                              const int32_t* columns, T* dvalues, int64_t groups, const ConvAxis& h, const ConvAxis& w);

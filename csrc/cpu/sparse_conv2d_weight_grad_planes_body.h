@@ -1,5 +1,6 @@
-// Dot products of planes of x with runs of dy: a few lines of dy of one target channel stay in registers while the values
-// of that channel pass; each has a vector of sums in L1, and these are added in float64 after a few hundred products.
+// Dot products of planes of x with runs of dy: a few lines of dy of one target channel stay in registers while the
+// values of that channel pass; each has a vector of sums in L1, and these are added in float64 after a few hundred
+// products.
 #include "lanes_body.h"
 #include "some_lanes_body.h"
 #include "sums_body.h"
@@ -117,8 +118,8 @@ static void dot_run_as(const PlaneDots<A>& dots) {
   }
 }
 
-// Adds what the run gives to the sums, which hold zeros. Lanes that are no pixels multiply what lies there by 0; where a
-// sum is not finite they are left out.
+// Adds what the run gives to the sums, which hold zeros. Lanes that are no pixels multiply what lies there by 0; where
+// a sum is not finite they are left out.
 template <typename A>
 static void dot_run(const PlaneDots<A>& dots) {
   dot_run_as<A, false>(dots);

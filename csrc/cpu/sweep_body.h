@@ -14,9 +14,10 @@ struct Sums {  // without initialisers: an implicit constructor is compiled for 
 
 constexpr int kTerms = 32;  // registers that one call adds up
 
-// A sum of kTerms terms, in the registers' own precision and exact to twice that: adding in float64 takes two conversions
-// a register. `whole` starts so high that it stays above every term and between half of the start and its double, so that
-// what it loses of a term is exactly (before - after) + term, and its distance from the start is exact too.
+// A sum of kTerms terms, in the registers' own precision and exact to twice that: adding in float64 takes two
+// conversions a register. `whole` starts so high that it stays above every term and between half of the start and its
+// double, so that what it loses of a term is exactly (before - after) + term, and its distance from the start is exact
+// too.
 template <class V, int kStart>
 struct Compensated {
   typename V::R whole, lost;
@@ -35,8 +36,8 @@ struct Compensated {
   }
 };
 
-// Adds the new weights of a block to the sums. With x = s|w| these are, of tanh x, of x sech^2 x, and of
-// x^2 tanh x sech^2 x, x in units of unit_of: the terms of the first lie in [0, 1], of the second in [-1.3, 0.5]. Meanwhile
+// Adds the new weights of a block to the sums. With x = s|w| these are, of tanh x, of x sech^2 x, and of x^2 tanh x
+// sech^2 x, x in units of unit_of: the terms of the first lie in [0, 1], of the second in [-1.3, 0.5]. Meanwhile
 // `ahead`, what the next block updates, is fetched into the first cache. Not inlined: its constants fill half of the
 // registers.
 template <class V, bool kCurved, int kAhead>

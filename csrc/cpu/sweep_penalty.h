@@ -40,8 +40,8 @@ static void closed(const Operand& operand, int64_t i, int64_t n, const T* buffer
     }
 }
 
-// Steep scales, of subnormal thresholds, leave the format times 2 / ln 2: they are divided by a power of two, by which |w|
-// is multiplied.
+// Steep scales, of subnormal thresholds, leave the format times 2 / ln 2: they are divided by a power of two, by which
+// |w| is multiplied.
 constexpr double kSteep = 1e38, kSteepFactor = 16;
 
 static inline bool is_steep(const SweepScope& scope) { return scope.s > kSteep; }

@@ -1,18 +1,17 @@
 // sech^2 for the penalty's gradient and tanh for the sums, of |w| in registers; include it inside a body.
 //
-// The gradient wants a good relative error far out, where weights that stay shall feel next to nothing: one exponential,
-// 4e / (1 + e)^2 with e = exp(-2x), relative error below 6e-7 up to x = 1 and 3.5e-7 x beyond (AVX-512 3.1e-7 x), 0
-// only where float32 ends.
-// The sums want tanh itself, of small x too, to 1e-7. Nothing branches, so that outliers cost nothing and a lane's value
-// does not depend on its neighbours. NaN stays NaN in the weights and in N.
+// The gradient wants a good relative error far out, where weights that stay shall feel next to nothing: one
+// exponential, 4e / (1 + e)^2 with e = exp(-2x), relative error below 6e-7 up to x = 1 and 3.5e-7 x beyond (AVX-512
+// 3.1e-7 x), 0 only where float32 ends. The sums want tanh itself, of small x too, to 1e-7. Nothing branches, so that
+// outliers cost nothing and a lane's value does not depend on its neighbours. NaN stays NaN in the weights and in N.
 
 static constexpr double kExponent = -2.8853900817779268;  // -2 / ln 2: exp(-2x) = 2^(kExponent x)
 
 #if SPARSE_OPS_AVX512
-// What counts is the number of instructions: two of 512 bits begin in a cycle, and no more than 1.5 do in these loops. So
-// the exponential takes 2^(j/32) from a table in two registers and a cubic on |f| <= 1/64, relative error 4e-10, and
-// tanh = (1 - e) / (1 + e) with 1 - e free of cancellation. The table's index is what is left of y in the last bits of a
-// sum. Divisions are quicker than estimates: these need three more instructions, and the divider works on its own.
+// What counts is the number of instructions: two of 512 bits begin in a cycle, and no more than 1.5 do in these loops.
+// So the exponential takes 2^(j/32) from a table in two registers and a cubic on |f| <= 1/64, relative error 4e-10, and
+// tanh = (1 - e) / (1 + e) with 1 - e free of cancellation. The table's index is what is left of y in the last bits of
+// a sum. Divisions are quicker than estimates: these need three more instructions, and the divider works on its own.
 alignas(64) static constexpr float kPowers[32] = {
     1.0f, 1.0218972f, 1.0442737f, 1.0671405f, 1.0905077f, 1.1143868f, 1.1387886f, 1.1637249f,
     1.1892071f, 1.2152474f, 1.2418578f, 1.269051f, 1.2968396f, 1.3252367f, 1.3542556f, 1.38391f,
@@ -43,8 +42,8 @@ static inline __m512 tanh_of(__m512 y) {
   const __m512 m = V::fnma(power.scale, power.rest, V::sub(V::set(1), power.scale));  // 1 - 2^y
   return V::div(m, V::sub(V::set(2), m));
 }
-// g + sign(w) * factor * sech^2(x), where s u = -2x / ln 2 and u = |w|; g where w is 0. Relative error of this exponential,
-// a quadratic, 5.4e-8.
+// g + sign(w) * factor * sech^2(x), where s u = -2x / ln 2 and u = |w|; g where w is 0. Relative error of this
+// exponential, a quadratic, 5.4e-8.
 static inline __m512 plus_sech2(__m512 g, __m512 w, __m512 factor, __m512 s, __m512 u) {
   using V = F32;
   const __m512 end = V::smaller(V::div(V::set(-160), s), V::set(3e38)), shift = V::set(393216);
@@ -59,8 +58,8 @@ static inline __m512 plus_sech2(__m512 g, __m512 w, __m512 factor, __m512 s, __m
   return _mm512_mask3_fmadd_ps(_mm512_castsi512_ps(pull), sech2, g, V::nonzero(w));
 }
 #else
-// Here tanh is x P(x^2) / Q(x^2), a minimax fit with a relative error of 5.3e-8 in float32 coefficients on [0, 9], where
-// 1 - tanh is 3e-8. Polynomials go in pairs (Estrin), for a short chain of dependent instructions.
+// Here tanh is x P(x^2) / Q(x^2), a minimax fit with a relative error of 5.3e-8 in float32 coefficients on [0, 9],
+// where 1 - tanh is 3e-8. Polynomials go in pairs (Estrin), for a short chain of dependent instructions.
 static constexpr double kUnit = 1;
 static constexpr float kTanhEnd = 9.0f;
 static constexpr float kP1 = 0.13381025195121765f, kP2 = 0.003495588432997465f, kP3 = 2.0609088096534833e-05f,

@@ -1,7 +1,7 @@
 // Registers of floats and doubles under one set of names; include it inside a body.
 //
-// M is a set of lanes, D an accumulator in double. Loads and stores with a count touch the first lanes alone and give 0 in
-// the others, so that tails run the code of whole registers.
+// M is a set of lanes, D an accumulator in double. Loads and stores with a count touch the first lanes alone and give 0
+// in the others, so that tails run the code of whole registers.
 
 static inline float widen_bf16(uint16_t h) {
   const uint32_t bits = static_cast<uint32_t>(h) << 16;

@@ -1,9 +1,9 @@
 // tanh(x) and sech^2(x) of non-negative x from one exponential and one division; include it inside a body.
 //
-// With y = -2x = n ln 2 + r and p = expm1(r), both e = exp(y) = 2^n (1 + p) and m = expm1(y) = 2^n p + (2^n - 1) come out
-// without cancellation, and so do tanh = -m / (2 + m) and sech^2 = 4e / (2 + m)^2, for tiny x as for the far tail. In
-// float32 tanh errs by at most 3 ulp and sech^2 by 5.3 ulp, measured against float64 on 18 million floats of [0, 100];
-// sech^2 reaches 0 only where float32 ends, at x = 53. NaN stays NaN, infinity gives 1 and 0.
+// With y = -2x = n ln 2 + r and p = expm1(r), both e = exp(y) = 2^n (1 + p) and m = expm1(y) = 2^n p + (2^n - 1) come
+// out without cancellation, and so do tanh = -m / (2 + m) and sech^2 = 4e / (2 + m)^2, for tiny x as for the far tail.
+// In float32 tanh errs by at most 3 ulp and sech^2 by 5.3 ulp, measured against float64 on 18 million floats of [0,
+// 100]; sech^2 reaches 0 only where float32 ends, at x = 53. NaN stays NaN, infinity gives 1 and 0.
 
 // A minimax fit of (expm1(r) - r) / r^2 on |r| <= ln(2) / 2; the relative error of p is below 1.4e-8.
 static constexpr float kExp2 = 0.5f, kExp3 = 0.16666541993618011f, kExp4 = 0.04166628047823906f,
