@@ -114,6 +114,8 @@ def plot(records: Iterable[Record], picture: Path, title: str) -> None:
         axes.set_xticks([1 / (1 - s) for s in measured], [f"{100 * s:.3g}" for s in measured])
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        low, high = axes.get_ylim()  # where it spans less than a decade, ticks between powers of ten have numbers too
+        axes.yaxis.set_minor_formatter(lambda value, _, few=high < 10 * low: f"{value:g}x" if few else "")
         axes.grid(True, which="both", alpha=0.3)
     grid[0][0].set_ylabel("times faster than the best dense contender")
     figure.suptitle(f"{title}\nsolid: of any dtype, dashed: float32; X: as fast as dense")
