@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from bench import speedups, weights
-from bench.common import measure, parser, report, skip, start
+from bench.common import dense_dtypes, measure, parser, report, skip, start
 from bench.linear import error, kind, tolerance
 from bench.rivals import Contenders, compiled
 from sparse_ops.layouts import batch_last
@@ -86,12 +86,14 @@ def module(weight: Tensor, bias: Tensor, shape: Shape) -> nn.Conv2d:
     return layer
 
 
-def forward(shape: Shape, weight: Tensor, x: Tensor, bias: Tensor, compile_dense: bool) -> Contenders:
+def forward(
+    shape: Shape, weight: Tensor, x: Tensor, bias: Tensor, dtypes: list[str], compile_dense: bool
+) -> Contenders:
     """y alone, to be run in inference mode; weight, x and bias are float32 and made half where a name says so."""
     found = Contenders()
     run = functools.partial(conv2d, stride=shape.stride, padding=shape.kernel // 2)
     for dtype_name, dtype in DTYPES.items():
-        for layout in ("nchw", "channels_last"):
+        for layout in ("nchw", "channels_last") if dtype_name in dtypes else ():
             own = [LAYOUTS[layout](x.to(dtype)), LAYOUTS[layout](weight.to(dtype)), bias.to(dtype)]
             name = f"dense {dtype_name} {layout}"
             found.add(name, lambda own=own: functools.partial(run, *own))
@@ -106,7 +108,15 @@ def forward(shape: Shape, weight: Tensor, x: Tensor, bias: Tensor, compile_dense
     return found
 
 
-def training(shape: Shape, weight: Tensor, x: Tensor, bias: Tensor, dy: Tensor, compile_dense: bool) -> Contenders:
+def training(
+    shape: Shape,
+    weight: Tensor,
+    x: Tensor,
+    bias: Tensor,
+    dy: Tensor,
+    dtypes: list[str],
+    compile_dense: bool,
+) -> Contenders:
     """y, then the gradients of x, of the live weights (dense contenders mask theirs) and of the bias, given dy."""
     found = Contenders()
     mask = weight != 0
@@ -122,7 +132,7 @@ def training(shape: Shape, weight: Tensor, x: Tensor, bias: Tensor, dy: Tensor, 
             layer = SparseConv2d.from_dense(module(weight, bias, shape)).to(dtype)
             name = f"{dtype_name} {layout}"
             found.add(f"sparse_ops {name}", functools.partial(functools.partial, gradients, layer, layer, *given))
-            if layout == "batch-last":
+            if layout == "batch-last" or dtype_name not in dtypes:
                 continue
             dense = module(LAYOUTS[layout](weight.to(dtype)), bias.to(dtype), shape)
             found.add(f"dense {name}", functools.partial(functools.partial, gradients, dense, dense, *given))
@@ -148,11 +158,12 @@ def compare(
     records = []
     for work in args.work:
         torch._dynamo.reset()
+        of_dense = args.dense_dtype, not args.no_compile
         with torch.inference_mode(work == "forward"):
             if work == "forward":
-                found = forward(shape, weight.dense, x, bias, not args.no_compile)
+                found = forward(shape, weight.dense, x, bias, *of_dense)
             else:
-                found = training(shape, weight.dense, x, bias, dy, not args.no_compile)
+                found = training(shape, weight.dense, x, bias, dy, *of_dense)
             for name, reason in found.skipped.items():
                 skip(args, reason, op="conv", work=work, contender=name, **where)
             errors = {}
@@ -195,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--model", type=Path, nargs="+", metavar="FILE", help="weights of sparse_ops.save")
     options.add_argument("--side", type=int, default=28, help="of the images for --model")
     options.add_argument("--work", choices=["forward", "training"], nargs="+", default=["forward", "training"])
+    dense_dtypes(options)
     options.add_argument("--no-compile", action="store_true", help="leave out torch.compile, seconds a line")
     options.add_argument("--plot", type=Path, metavar="FILE", help="draw the records of --json, measure nothing")
     args = start(options, argv)
