@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-_theirs = nn.MultiheadAttention.forward
 
 
 @contextmanager
@@ -23,8 +22,8 @@ def long_way() -> Iterator[None]:
 
 
 @contextmanager
-def capturable() -> Iterator[None]:
-    """Self-attention by `_self_attention`, and a mask is a mask.
+def capturable(model: nn.Module) -> Iterator[None]:
+    """Self-attention of the model by `_self_attention`, and a mask is a mask.
 
     torch's Transformers look whether a mask's values are those of a causal one, which saves them time. A graph holds
     no such branch; with the mask as it is given they compute the same.
@@ -33,11 +32,16 @@ def capturable() -> Iterator[None]:
     before = getattr(module, "_detect_is_causal_mask", None)
     if before is not None:
         module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
-    nn.MultiheadAttention.forward = _forward  # type: ignore[method-assign]
+    # on the objects and not on the class: other models may be running in other threads
+    plain = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention) and "forward" not in m.__dict__]
+    plain = [m for m in plain if type(m).forward is nn.MultiheadAttention.forward]
+    for attention in plain:
+        attention.forward = MethodType(_forward, attention)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        nn.MultiheadAttention.forward = _theirs  # type: ignore[method-assign]
+        for attention in plain:
+            del attention.forward
         if before is not None:
             module._detect_is_causal_mask = before
 
@@ -62,7 +66,9 @@ def _forward(
         and not (is_causal and attn_mask is None)  # an error, which is torch's to raise
     ):  # fmt: skip
         return _self_attention(self, query, key_padding_mask, attn_mask, is_causal), None
-    return _theirs(self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+    return nn.MultiheadAttention.forward(
+        self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+    )
 
 
 def _self_attention(

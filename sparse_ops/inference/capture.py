@@ -191,7 +191,7 @@ def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: bool
 ) -> torch.export.ExportedProgram:
     try:
-        with choice.evaluating(model), choice._layer_by_layer(), attention.capturable(), torch.no_grad():
+        with choice.evaluating(model), choice._layer_by_layer(), attention.capturable(model), torch.no_grad():
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes(args, kwargs) if free else None,
                 strict=False,
