@@ -5,8 +5,6 @@
 #include "tiles_body.h"
 #include "half_tiles_body.h"
 #include "half_products_body.h"
-
-
 #include "csr_cuts_body.h"
 #include "csr_grouped_body.h"
 #include "csr_narrow_body.h"

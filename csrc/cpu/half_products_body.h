@@ -55,7 +55,7 @@ SPARSE_OPS_PAIRS static void rows_times_paired(const CsrProblem& p, const uint16
     for (int u = 0; u < 2 * NV; ++u) sum[u] = _mm512_set1_ps(bias ? bias[r] : 0);
     int32_t i = p.offsets[r];
     const int32_t last = p.offsets[r + 1];
-    for (; i + 2 <= last; i += 2) {
+    for (; last - i >= 2; i += 2) {
       const uint16_t* a = panel + static_cast<int64_t>(p.columns[i]) * (NV * H);
       const uint16_t* b = panel + static_cast<int64_t>(p.columns[i + 1]) * (NV * H);
       int32_t both;
