@@ -24,7 +24,8 @@ Table& table() {
 int64_t sweep_bind(Tensors weights, Tensors states, Tensors steps, Tensors masks, Tensors groups, Ints scopes) {
   std::vector<Tensors> lists;
   const auto n = static_cast<std::ptrdiff_t>(weights.size());
-  for (auto first = states.begin(); n > 0 && states.end() - first >= n; first += n) lists.emplace_back(first, first + n);
+  for (auto first = states.begin(); n > 0 && states.end() - first >= n; first += n)
+    lists.emplace_back(first, first + n);
   auto entry = std::make_shared<const SweepLists>(SweepLists{
       std::move(weights), std::move(lists), std::move(steps), std::move(masks), std::move(groups), std::move(scopes)});
   const std::lock_guard<std::mutex> lock(table().mutex);

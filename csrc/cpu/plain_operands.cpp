@@ -66,7 +66,8 @@ bool apart(const Tensors& tensors) {
   spans.reserve(tensors.size());
   for (const Tensor& t : tensors) {
     const auto* begin = static_cast<const char*>(t.const_data_ptr());
-    if (const int64_t bytes = t.numel() * bytes_of(t.scalar_type()); bytes > 0) spans.emplace_back(begin, begin + bytes);
+    const int64_t bytes = t.numel() * bytes_of(t.scalar_type());
+    if (bytes > 0) spans.emplace_back(begin, begin + bytes);
   }
   std::sort(spans.begin(), spans.end());
   for (size_t i = 1; i < spans.size(); ++i)

@@ -24,7 +24,8 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
   constexpr int64_t kCaches = 6 << 20;
   const int64_t rows = target.channels, images = target.images, pixels = target.rows * target.cols;
   if (rows * images * pixels == 0) return;
-  STD_TORCH_CHECK(source.rows * source.cols < int64_t{1} << 31 && pixels < int64_t{1} << 31, "sparse_conv2d: images of ",
+  STD_TORCH_CHECK(source.rows * source.cols < int64_t{1} << 31 && pixels < int64_t{1} << 31,
+                  "sparse_conv2d: images of ",
                   source.rows, " x ", source.cols, " pixels to ", target.rows, " x ", target.cols, " are too large");
   const ConvTapRuns plan = conv_tap_runs(h, w, source.channels, SPARSE_OPS_DISPATCH(most_line_pixels<T>)());
   const ConvTapLists<A> lists(weight, h, w, source.channels, images);
@@ -46,7 +47,8 @@ void conv_batch_last(const ConvImages& source, const ConvImages& target, const C
   std::vector<int64_t> costs(rows + 1);
   for (int64_t r = 0; r <= rows; ++r) costs[r] = lists.starts[r * lists.taps] + 4 * r;
   auto cuts = conv_cuts(rows, pieces, costs);
-  const bool dense = isa() >= Isa::avx512 && weight.groups == 1 && weight.count() == rows * weight.sources * weight.taps;
+  const bool full = weight.groups == 1 && weight.count() == rows * weight.sources * weight.taps;
+  const bool dense = isa() >= Isa::avx512 && full;
   if (dense)  // the same channels together for any number of threads: the same order of their sums
     for (int64_t p = 1; p < pieces; ++p) cuts[p] -= cuts[p] % kDenseRows;
   const int64_t in_a_row = threads == 1 ? items : std::max<int64_t>(1, items / (kUnits * threads));

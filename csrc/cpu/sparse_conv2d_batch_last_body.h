@@ -100,7 +100,9 @@ static inline void streamed() {}
 // How many pixels are summed at once: enough to hide the adder, few enough that their lines, a pixel apart in memory
 // and so in the same sets of the L1 cache, leave each other there (8 pixels instead of 4: a fifth slower).
 template <typename T>
-constexpr int kMostPixels = SPARSE_OPS_AVX512 ? 4 : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3) : (sizeof(T) == 2 ? 1 : 2);
+constexpr int kMostPixels = SPARSE_OPS_AVX512 ? 4
+                            : SPARSE_OPS_AVX2 ? (sizeof(T) == 4 ? 6 : 3)
+                                              : (sizeof(T) == 2 ? 1 : 2);
 
 // gcc keeps the sums of three such loops in one function in memory where there are sixteen registers.
 #if SPARSE_OPS_AVX2
@@ -111,8 +113,8 @@ constexpr int kMostPixels = SPARSE_OPS_AVX512 ? 4 : SPARSE_OPS_AVX2 ? (sizeof(T)
 
 // Adds the entries e .. last to the sums of pixels First .. P - Last of a run; K separate sums each.
 template <typename T, int P, int K, bool Some, int First, int Last, typename A>
-static SPARSE_OPS_INLINE void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, const ConvEntry<A>* last, int lanes,
-                               Vector<A> (&acc)[K][P][64 / kVectorBytes]) {
+static SPARSE_OPS_INLINE void add_entries(const T* const (&in)[P], const ConvEntry<A>* e, const ConvEntry<A>* last,
+                                          int lanes, Vector<A> (&acc)[K][P][64 / kVectorBytes]) {
   constexpr int N = 64 / kVectorBytes;
   const auto each = [&](const auto& f) {
 #pragma GCC unroll 4
@@ -302,7 +304,8 @@ static void sum_tile(const ConvLines<A>& lines, const ConvTile& tile, const Conv
   if (next != nullptr && next->fetch_count > 0) {
     fetch = static_cast<const char*>(lines.x) + next->fetch * lines.source_channels * line;
     stop = fetch + next->fetch_count * lines.source_channels * line;
-    ahead = (stop - fetch) / ((tile.last - tile.first) * (end - begin)) * (lines.dense ? sparse_ops::kDenseRows : 1) + step;
+    ahead = (stop - fetch) / ((tile.last - tile.first) * (end - begin));
+    ahead = ahead * (lines.dense ? sparse_ops::kDenseRows : 1) + step;
   }
   const auto fetch_some = [&] {
     for (const char* until = stop - fetch < ahead ? stop : fetch + ahead; fetch < until; fetch += step)

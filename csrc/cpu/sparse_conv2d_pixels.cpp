@@ -132,7 +132,8 @@ void conv_pixels(const ConvImages& source, const ConvImages& target, const ConvW
           if (addend != nullptr && !direct) read_runs<T>(*addend, part, r, n, apart, pitch, added);
           for (int64_t k = 0; k < n; ++k) {
             const A* add = added + k * pitch;
-            if (addend == nullptr || direct) add = addend == nullptr ? nullptr : static_cast<const A*>(addend->data) + at;
+            if (addend == nullptr || direct)
+              add = addend == nullptr ? nullptr : static_cast<const A*>(addend->data) + at;
             sum(planes + t.lead + g * t.image, mine, part.images * count, lists.entries + lists.starts[r + k],
                 lists.starts[r + k + 1] - lists.starts[r + k], bias == nullptr ? A{} : A{widen(bias[r + k])}, add,
                 activation, direct ? static_cast<A*>(target.data) + at : out + k * pitch);

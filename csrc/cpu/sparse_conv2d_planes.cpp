@@ -222,7 +222,8 @@ void write_runs(const void* runs, int64_t apart, int64_t pitch, bool past, const
     }
     T* dst[kLanes];
     for (int64_t q = 0; q < pixels; q += kLanes) {
-      for (int l = 0; l < kLanes; ++l) dst[l] = q + l < pixels ? to + (i * area + first + q + l) * y.channels + r : sink;
+      for (int l = 0; l < kLanes; ++l)
+        dst[l] = q + l < pixels ? to + (i * area + first + q + l) * y.channels + r : sink;
       if (past && q + kLanes <= pixels)
         past_all(reinterpret_cast<const float*>(out + q), pitch, reinterpret_cast<float* const*>(dst));
       else

@@ -76,7 +76,8 @@ ConvTapRuns conv_tap_runs(const ConvAxis& h, const ConvAxis& w, int64_t source_c
 
   // A tile is a part of a target row. Where windows of neighbouring rows overlap, the tiles of one strip of columns
   // follow each other, so that what a window has in common with the next one is still in the cache.
-  const int64_t row_lines = std::max<int64_t>(1, source_channels * std::min(h.extent(1), h.source));  // of no pixels too
+  // 1 of no pixels too
+  const int64_t row_lines = std::max<int64_t>(1, source_channels * std::min(h.extent(1), h.source));
   const int64_t lines = kCached / (64 * row_lines);
   const auto n_columns = static_cast<int64_t>(columns.size());
   const int64_t reach = static_cast<int64_t>(result.in_step) * most;

@@ -49,7 +49,8 @@ void dots(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
   if (conv_weight_grad_planes(x, dy, row_offsets, columns, dvalues, groups, h, w)) return;
   const bool empty = dy.images * dy.rows * dy.cols == 0;
   const double density = static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(rows, 1));
-  const ConvTiling tiling = conv_tiling(h, w, dy.images, x.channels, rows, density, kLanes, x.layout == ConvLayout::channels_last);
+  const ConvTiling tiling =
+      conv_tiling(h, w, dy.images, x.channels, rows, density, kLanes, x.layout == ConvLayout::channels_last);
   const int64_t x_plane = tiling.source_rows * tiling.source_cols, plane = tiling.rows * tiling.cols;
   const auto rows_of = spans(h, tiling.rows, tiling.whole), cols_of = spans(w, tiling.cols, tiling.whole);
   const int64_t last_rows = h.target - (tiling.bands - 1) * tiling.rows;  // of an image's last band
@@ -107,7 +108,8 @@ void sparse_conv2d_weight_grad(Tensor x, Tensor dy, Tensor row_offsets, Tensor c
                                int64_t x_layout, int64_t dy_layout) {
   const auto images = [](const Tensor& t, int64_t layout) {
     void* data = const_cast<void*>(t.const_data_ptr());
-    return ConvImages{data, t.scalar_type(), static_cast<ConvLayout>(layout), t.size(0), t.size(1), t.size(2), t.size(3)};
+    return ConvImages{data,      t.scalar_type(), static_cast<ConvLayout>(layout), t.size(0), t.size(1),
+                      t.size(2), t.size(3)};
   };
   const ConvImages source = images(x, x_layout), target = images(dy, dy_layout);
   const ConvAxis h{source.rows, target.rows, kernel_size[0], stride[0], padding[0], dilation[0], false};

@@ -113,8 +113,9 @@ int64_t segments_of(int64_t nnz, int64_t most) {
 }  // namespace
 
 template <typename T>
-void conv_weight_grad_batch_last(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets, const int32_t* columns,
-                     T* dvalues, int64_t groups, const ConvAxis& h, const ConvAxis& w) {
+void conv_weight_grad_batch_last(const ConvImages& x, const ConvImages& dy, const int32_t* row_offsets,
+                                 const int32_t* columns, T* dvalues, int64_t groups, const ConvAxis& h,
+                                 const ConvAxis& w) {
   constexpr int64_t kLanes = 64 / sizeof(Accumulator<T>);
   if (row_offsets[dy.channels] == 0) return;
   const int64_t rows = dy.channels, images = x.images, taps = h.kernel * w.kernel;

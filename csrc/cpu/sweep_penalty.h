@@ -3,7 +3,8 @@
 #include "sweep_vec.h"
 #include "sweep_tanh.h"
 
-static constexpr int kBlock = 256;  // elements updated, then summed: up to five streams of 1 KB, and those ahead, stay in L1
+// Elements updated, then summed: up to five streams of 1 KB, and those ahead, stay in L1.
+static constexpr int kBlock = 256;
 
 template <typename T>
 static T widened(const void* data, Kind kind, int64_t i) {
