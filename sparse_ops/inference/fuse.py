@@ -1,6 +1,6 @@
 """Passes over a captured graph: layers become modules, which take in norms, additions and activations behind them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -91,7 +91,9 @@ def _layers(graph: fx.GraphModule) -> None:
         _aten.conv2d.default: _conv2d,
         _aten.conv2d.padding: _conv2d,
     }
-    for node in list(graph.graph.nodes):
+    found: dict[fx.Node, Fused] = {}
+    held: dict[Any, Tensor] = {}  # convolutions turn a weight, which those that share it do once
+    for node in graph.graph.nodes:
         if node.op != "call_function" or node.target not in makers:
             continue
         given = _arguments(node)
@@ -100,8 +102,12 @@ def _layers(graph: fx.GraphModule) -> None:
             continue
         if weight.dim() == 4 and _dim(given["input"]) != 4:
             continue  # one image without a batch
-        path = _free_path(graph, str(given["weight"].target))
-        _replace(graph, node, path, makers[node.target](given, weight, bias), (given["input"],))
+        layer = found[node] = makers[node.target](given, weight, bias)
+        layer.weight = held.setdefault((weight.data_ptr(), weight.shape), layer.weight)
+    used = _used_beside(graph, found)
+    for node, layer in found.items():
+        given = _arguments(node)
+        _replace(graph, node, _free_path(graph, str(given["weight"].target), used), layer, (given["input"],))
 
 
 def lift(graph: fx.GraphModule) -> None:
@@ -110,14 +116,17 @@ def lift(graph: fx.GraphModule) -> None:
         torch.ops.sparse_ops.fused_linear.default: FusedLinear,
         torch.ops.sparse_ops.fused_conv2d.default: FusedConv2d,
     }
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in kinds:
-            continue
+    found: dict[fx.Node, Fused] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target in kinds:
+            given = _arguments(node)
+            tensors = [_constant(graph, given[name]) for name in HELD]
+            found[node] = kinds[node.target].from_parts(given, tensors)
+    used = _used_beside(graph, found)
+    for node, layer in found.items():
         given = _arguments(node)
-        tensors = [_constant(graph, given[name]) for name in HELD]
         holder = given["values"] if given["weight"] is None else given["weight"]
-        layer = kinds[node.target].from_parts(given, tensors)
-        path = _free_path(graph, str(holder.target).replace("values", "weight"))
+        path = _free_path(graph, str(holder.target).replace("values", "weight"), used)
         args = [argument for argument in (given["x"], given["addend"]) if argument is not None]
         _replace(graph, node, path, layer, tuple(args))
     graph.graph.eliminate_dead_code()
@@ -146,15 +155,20 @@ def _pair(value: Any) -> tuple[Any, Any]:
     return pair if len(pair) == 2 else (pair[0], pair[0])
 
 
-def _free_path(graph: fx.GraphModule, weight: str) -> str:
+def _used_beside(graph: fx.GraphModule, layers: Container[fx.Node]) -> set[str]:
+    """The paths of constants that others take than these calls."""
+    attributes = (node for node in graph.graph.nodes if node.op == "get_attr")
+    return {str(node.target) for node in attributes if any(user not in layers for user in node.users)}
+
+
+def _free_path(graph: fx.GraphModule, weight: str, used: Container[str]) -> str:
     """Where a weight's layer goes: the path of the weight's module where nothing else of it is used, or one beside."""
     path = weight.removesuffix("weight").rstrip("._") or "layer"
     modules, found, i = dict(graph.named_modules()), path, 2
-    used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     while found in modules and (
         isinstance(modules[found], Fused)
         or modules[found]._modules
-        or any(f"{found}.{key}" in used and key not in HELD for key in _tensors(modules[found]))
+        or any(f"{found}.{key}" in used for key in _tensors(modules[found]))
     ):
         found, i = f"{path}_{i}", i + 1
     return found

@@ -213,6 +213,36 @@ def test_a_weight_used_often_is_held_once(form, forms):
     assert len(report.layers) == 7 and report.bytes <= report.dense_bytes * (1 if form == "dense" else 0.35)
 
 
+class Tied(nn.Module):
+    """Two linear layers and two convolutions with one weight, an embedding that is the last layer's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(30, 16), nn.Linear(16, 30)
+        self.out.weight = self.embedding.weight
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+        self.c, self.d = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)
+        self.d.weight = self.c.weight
+
+    def forward(self, i):
+        x = self.d(self.c(self.embedding(i)[:, None]).relu())[:, 0]
+        return self.out(self.b(self.a(x).relu()))
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_weights_that_modules_share(form, forms, tmp_path):
+    forms(form)
+    torch.manual_seed(0)
+    model, i = Tied().eval(), torch.randint(0, 30, (4, 7))
+    prune(model, 0.6)
+    network = sparse_ops.export(model, i, tmp_path / "network.pt2")
+    for found in (network, sparse_ops.load_exported(tmp_path / "network.pt2")):
+        assert_close(found(i), call(model, i), 1e-5)
+    report = network.report()
+    assert len(report.layers) == 5 and (form == "sparse" or report.bytes == report.dense_bytes)
+
+
 def test_a_model_that_rounds_inside_may_differ_by_its_rounding():
     class Inside(nn.Module):
         def __init__(self):
