@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sparse_ops import checks
-from sparse_ops.nn import choice, encoders, parametrized
+from sparse_ops.nn import choice, encoders, parametrized, whole
 from sparse_ops.nn.base import SparseModule, dense_weight
 from sparse_ops.nn.choice import LayerChoice, LayerInput, SparsifyTable
 from sparse_ops.nn.conv import SparseConv2d
@@ -36,8 +36,9 @@ def sparsify(
 
     model: any model whose nn.Linear and nn.Conv2d weights hold zeros (subclasses stay dense), also where
     torch.nn.utils.prune masks them. example: what the model is called with: a tensor, a tuple of arguments, a dict of
-    keyword arguments, or a list of such examples; it decides the shapes to measure, in inference: a layer
-    of a few thousand multiply-adds may still train slower sparse.
+    keyword arguments, or a list of such examples; it decides the shapes to measure, without gradients. Under autograd
+    a call of a sparse layer takes 50 to 80 us, so that small ones may be slower in training, or where a model is called
+    without torch.no_grad(). Small layers are also timed together, in the model.
     policy: "measured" (without an example: by the sparsity from which a gain is expected), "threshold:0.9" (every layer
     with at least that share of zeros), or "all" (every layer with zeros).
     inplace: change `model` itself, not a copy. optimizer: its parameter groups and state go over to the new parameters,
@@ -76,6 +77,7 @@ def sparsify(
         rows = [dataclasses.replace(row, sparse=False, reason=kept[m]) if m in kept else row
                 for row, (_, m) in zip(rows, layers, strict=True)]  # fmt: skip
         swaps = {dense: sparse for dense, sparse in swaps.items() if dense not in kept}
+        rows, swaps = _together(result, layers, rows, swaps, examples)
     result = replace(result, swaps)
     table = SparsifyTable(tuple(rows))
     result.sparsify_table = table  # type: ignore[assignment]
@@ -158,6 +160,40 @@ def _choose(
     times = measured.ms[0], measured.ms[1]
     faster, reason = choice.judge(measured)
     return row(faster, reason), sparse if faster else None
+
+
+def _together(
+    model: nn.Module,
+    layers: Sequence[tuple[str, nn.Module]],
+    rows: Sequence[LayerChoice],
+    swaps: dict[nn.Module, SparseModule],
+    examples: Sequence[Any],
+) -> tuple[list[LayerChoice], dict[nn.Module, SparseModule]]:
+    """Rows and swaps without those that are faster alone but not in the model."""
+    ms = {layer: (row.dense_ms or 0.0, row.sparse_ms or 0.0) for row, (_, layer) in zip(rows, layers, strict=True)}
+    try:
+        kept = whole.faster_together(model, lambda chosen: _shadow(model, chosen), swaps, ms, examples)
+    except (copy.Error, TypeError):  # of a model that cannot be copied, changed in place
+        return list(rows), swaps
+    found = []
+    for row, (_, layer) in zip(rows, layers, strict=True):
+        lost = layer in swaps and layer not in kept
+        found.append(
+            dataclasses.replace(row, sparse=False, reason=f"{row.reason} alone, not in the model") if lost else row
+        )
+    return found, dict(kept)
+
+
+def _shadow(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """The model with some layers replaced, to be called and thrown away; it shares all tensors with the model."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo |= {id(module): module for module in swaps.values()}
+    for module in model.modules():  # as in copied
+        weight = module.__dict__.get("weight")
+        if isinstance(weight, Tensor):
+            memo[id(weight)] = weight
+    shadow = copy.deepcopy(model, memo)
+    return replace(shadow, {memo[id(dense)]: sparse for dense, sparse in swaps.items()})
 
 
 def obstacle(name: str, layer: nn.Module, weight: Tensor, sparsity: float, owners: dict[int, list[str]]) -> str | None:

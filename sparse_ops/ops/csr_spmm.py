@@ -51,6 +51,11 @@ def _check(
     return y
 
 
+@functools.cache
+def _one_call() -> Any:
+    return extension.native().csr_spmm_plain.default.op  # 0.5 us less than through Python's layers over it
+
+
 def _csr_spmm(
     values: Tensor,
     row_offsets: Tensor,
@@ -64,6 +69,13 @@ def _csr_spmm(
     addend: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
+    if b.dim() == 2 and launch.backend(b.device) == "native":
+        found: Tensor | None = _one_call()(
+            values, row_offsets, columns, b, bias, transposed, t_row_offsets.numel() - 1, addend, activation,
+            recycling.own_bytes(),
+        )  # fmt: skip
+        if found is not None:  # 10 us less than with the checks of Python, 55 with an addend (Zen 3)
+            return found
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     y = _check(values, *pattern, b, transposed, bias, addend, activation)
     if addend is not None:
@@ -145,18 +157,8 @@ def csr_spmm(
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     operands = [t for t in (values, b, bias, addend) if t is not None]
     if launch.undispatched(operands):
-        if torch.is_grad_enabled():
-            return (_differentiable if direct.recorded(operands) else _csr_spmm)(
-                values, *pattern, b, transposed, bias, addend, activation
-            )
-        if b.dim() == 2 and launch.backend(b.device) == "native":
-            y: Tensor | None = _one_call()(
-                values, row_offsets, columns, b, bias, transposed, t_row_offsets.numel() - 1, addend, activation,
-                recycling.own_bytes(),
-            )  # fmt: skip
-            if y is not None:  # 10 us less than with the checks of Python, 55 with an addend (Zen 3)
-                return y
-        return _csr_spmm(values, *pattern, b, transposed, bias, addend, activation)
+        run = _differentiable if direct.recorded(operands) else _csr_spmm
+        return run(values, *pattern, b, transposed, bias, addend, activation)
     if launch.transformed():
         y = transforms.apply(_RULE, values, *pattern, b, transposed, None, None, "none")
         return transforms.finish("csr_spmm", y, 1 if transposed else 0, bias, addend, activation)
@@ -181,11 +183,6 @@ def _fold(arguments: list[Any], dims: list[int | None]) -> Any:
 _RULE = transforms.Rule(
     "csr_spmm", torch.ops.sparse_ops.csr_spmm, csr_spmm, _plain, _setup_context, _backward, (0, 6), _fold
 )
-
-
-@functools.cache
-def _one_call() -> Any:
-    return extension.native().csr_spmm_plain.default.op  # 0.5 us less than through Python's layers over it
 
 
 def plain_linear(x: Tensor, values: Any, row_offsets: Any, columns: Any, bias: Any, in_features: int) -> Tensor | None:

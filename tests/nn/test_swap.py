@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sparse_ops import densify, sparsify
-from sparse_ops.nn import SparseConv2d, SparseLinear
+from sparse_ops.nn import SparseConv2d, SparseLinear, choice, timing
 from sparse_ops.nn.base import SparseModule
 
 
@@ -94,6 +94,43 @@ def test_examples_leave_no_trace_and_may_be_many():
     assert torch.equal(sparse.norm.running_mean, model.norm.running_mean)
     assert decisions(sparsify(model, {"x": torch.randn(2, 64), "flag": True}, verbose=False))["used"][0] is False
     assert decisions(sparsify(model, (torch.randn(2, 64), True), verbose=False))["unused"][1] != "no zeros"
+
+
+@pytest.mark.parametrize("case", ["faster", "some", "slower", "hooks", "large"])
+def test_layers_that_do_not_make_the_model_faster_stay_dense(case, monkeypatch):
+    """Alone the first layer is 3 times as fast sparse, the second 1.2 times."""
+    attempts = []
+
+    def measure(dense, sparse, inputs):
+        ms = {16: 3.0, 12: 1.2}[dense.in_features] * (100.0 if case == "large" else 1.0)
+        return timing.Times((ms, ms / 3 if dense.in_features == 16 else ms / 1.2), False, 1)
+
+    def compare(runs, device):
+        for run in runs:
+            run()
+        attempts.append(len(runs))
+        quick = {"faster": 1, "some": 2, "slower": 9}[case]
+        return timing.Times((1.0 if len(attempts) >= quick else 3.0, 2.0), False, 1)
+
+    monkeypatch.setattr(choice, "measure", measure)
+    monkeypatch.setattr(timing, "compare", compare)
+    model = nn.Sequential(nn.Linear(16, 12), nn.Sequential(nn.ReLU(), nn.Linear(12, 4))).train()
+    with torch.no_grad():
+        for layer in (model[0], model[1][1]):
+            layer.weight *= torch.rand_like(layer.weight) < 0.3
+    if case == "hooks":
+        model[1].register_forward_hook(lambda *_: None)
+    x = torch.randn(3, 16)
+    sparse = sparsify(model, {"input": x}, verbose=False)
+    expected = {"faster": (True, True), "some": (True, False), "slower": (False, False)}.get(case, (True, True))
+    assert tuple(row.sparse for row in sparse.sparsify_table.layers) == expected
+    assert (isinstance(sparse[0], SparseLinear), isinstance(sparse[1][1], SparseLinear)) == expected
+    assert len(attempts) == {"faster": 1, "some": 2, "slower": 2}.get(case, 0)
+    assert ["alone, not in the model" in row.reason for row in sparse.sparsify_table.layers] == [
+        not kept for kept in expected
+    ]
+    assert sparse.training and isinstance(model[0], nn.Linear)
+    torch.testing.assert_close(sparse(x), model(x))
 
 
 def test_thresholds():

@@ -99,6 +99,7 @@ def test_an_encoder_whose_fused_kernel_is_faster_stays_dense(fused_ms, monkeypat
         return timing.Times((fused_ms if encoder else 2.0, 1.0), False, 1)
 
     monkeypatch.setattr(choice, "measure", measure)
+    monkeypatch.setattr(timing, "compare", lambda runs, device: timing.Times((1.0, 2.0), False, 1))  # of the whole
     model, x = stack(), torch.randn(2, 5, 16)
     sparse = sparsify(model, x, verbose=False)
     of_encoders = [row for row in sparse.sparsify_table.layers if ".linear" in row.name]
