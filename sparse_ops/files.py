@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
-from sparse_ops import checks, encodings
+from sparse_ops import checks, encodings, replacing
 from sparse_ops.checks import FLOATS
 from sparse_ops.encodings import Encoding, Form, Header, Kind, join
 from sparse_ops.inference.network import InferenceNetwork
@@ -31,6 +31,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Needs the package safetensors. Raises ValueError for a state_dict that holds something else than tensors, and for a
     model whose weights a method still computes from thresholds (`finalize` or `sparse_ops.methods.bake` ends that).
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     _check_arguments("save(model, path)", model, path)
@@ -44,17 +45,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise IsADirectoryError(f"save: {path} is a folder, expected the name of a file in it")
     tensors, header = _encode(model)
     header.sha256 = encodings.digest(tensors, header)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.touch()
-        mode = beside.stat().st_mode  # as the umask wants it; safetensors makes its file readable to its owner alone
-        save_file(tensors, beside, {encodings.ENTRY: header.dumps()})
-        beside.chmod(mode)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing.replaced("save", path) as beside:
+        try:
+            save_file(tensors, beside, {encodings.ENTRY: header.dumps()})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"save: {path} cannot be written: {error}") from error
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:

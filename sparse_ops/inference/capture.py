@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from sparse_ops.inference.signature import Parameters, describe
 from sparse_ops.nn import choice, swap
 
 WHAT = "optimize_for_inference"
+# torch.export keeps its state in globals: two at once fail, and leave the process unable to export.
+ONE_AT_A_TIME = threading.RLock()
 _aten = torch.ops.aten
 # What does nothing to a value in a functional graph of a network in evaluation mode.
 _NOTHING = (_aten.clone.default, _aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default)

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import json
 import os
 import zipfile
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparse_ops import checks
+from sparse_ops import checks, replacing
 from sparse_ops._version import __version__
 from sparse_ops.inference import capture, fuse, given, layout, machine, optimize
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
@@ -63,15 +64,11 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
         "parameters": asdict(signature.parameters),
         "report": report.to_dict(),
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")
-    try:
-        with beside.open("wb") as file:
-            torch.export.save(program, file, extra_files={ENTRY: json.dumps(header)})
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    written = io.BytesIO()  # torch's writer ends the process where a disk is full
+    with capture.quiet():
+        torch.export.save(program, written, extra_files={ENTRY: json.dumps(header)})
+    with replacing.replaced("export", path) as beside:
+        beside.write_bytes(written.getbuffer())
     return result
 
 
@@ -104,7 +101,8 @@ def load_exported(path: str | os.PathLike[str], *, verbose: bool = False) -> Inf
         with torch.no_grad():
             wanted = result(*args, **kwargs)
         _unlay(graph)
-        result = optimize.build(graph, signature, args, kwargs, found.dtype, wanted, found.dense_bytes)
+        with torch.random.fork_rng(devices=[]):
+            result = optimize.build(graph, signature, args, kwargs, found.dtype, wanted, found.dense_bytes)
         del program, graph
         gc.collect()  # as in optimize_for_inference
     if verbose:
@@ -122,7 +120,7 @@ def _read(path: Path) -> tuple[torch.export.ExportedProgram, fx.GraphModule, dic
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
-        with capture.quiet(), path.open("rb") as file:
+        with capture.ONE_AT_A_TIME, capture.quiet(), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
             graph = program.module()
     except Exception as error:
@@ -146,7 +144,7 @@ def _read(path: Path) -> tuple[torch.export.ExportedProgram, fx.GraphModule, dic
 def _program(result: InferenceNetwork, args: Any, kwargs: Any) -> tuple[torch.export.ExportedProgram, bool]:
     """The network's graph as torch.export saves it, and whether its first dimension is free."""
     free = capture.shapes(args, kwargs)
-    with capture.quiet(), torch.no_grad():
+    with capture.ONE_AT_A_TIME, capture.quiet(), torch.no_grad():
         for shapes in [free, None] if result.free_batch else [None]:
             try:
                 program = torch.export.export(result.graph, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from sparse_ops.inference import capture
 from sparse_ops.inference.fuse import layer_nodes
@@ -126,7 +127,7 @@ class InferenceNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, in evaluation mode."""
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and _is_traced((args, kwargs)):  # the flag is that of all threads
             raise TypeError(
                 "torch.export of a network for inference: sparse_ops.export(network, example, path) does it"
             )
@@ -156,6 +157,11 @@ class InferenceNetwork(nn.Module):
         parts = self.layers() or self.graph.named_children()
         lines = [textwrap.indent(f"({name}): {part!r}", "  ") for name, part in parts]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+
+def _is_traced(arguments: Any) -> bool:
+    """Whether there are fake tensors among the arguments, of an export that is going on in this thread."""
+    return any(isinstance(leaf, Tensor) and type(leaf) is not Tensor for leaf in pytree.tree_leaves(arguments))
 
 
 def tensor_bytes(module: nn.Module) -> int:

@@ -71,7 +71,7 @@ def optimized(model: nn.Module, example: Any, dtype: str, or_given: bool) -> Inf
     """The quickest network for a model; or_given: or a copy of the model."""
     parametrized.refuse("optimize_for_inference", model)
     args, kwargs = capture.cloned(capture.arguments(example, model))
-    with network.without_autocast():
+    with capture.ONE_AT_A_TIME, network.without_autocast(), torch.random.fork_rng(devices=[]):
         wanted = capture.run_twice(model, args, kwargs)
         graph = capture.capture(model, args, kwargs)
         signature = Signature(args, kwargs, Parameters.of(model), graph.meta["least_batch"])

@@ -158,7 +158,8 @@ def measure(dense: nn.Module, sparse: nn.Module, inputs: set[LayerInput]) -> Tim
     """Of (dense, sparse) in inference over all inputs; a dense convolution in the better memory format."""
     autocast = next(iter(inputs)).autocast
     device = next(iter(inputs)).device
-    given = [i.random(i.channels_last) for i in inputs]
+    with torch.random.fork_rng(devices=[]):  # the user's numbers go on as if nothing had been
+        given = [i.random(i.channels_last) for i in inputs]
 
     def all_of(layer: nn.Module, xs: list[Tensor]) -> Callable[[], Any]:
         return lambda: [layer(x) for x in xs]
@@ -170,7 +171,8 @@ def measure(dense: nn.Module, sparse: nn.Module, inputs: set[LayerInput]) -> Tim
             layer = type(dense).__new__(type(dense))
             layer.__dict__ = dense.__dict__ | {"_parameters": dict(dense._parameters)}
             layer._parameters["weight"] = nn.Parameter(dense.weight.detach().to(memory_format=form), False)
-            contenders.append(all_of(layer, [i.random(last) for i in inputs]))
+            own = [x.contiguous(memory_format=form) if x.dim() == 4 else x for x in given]
+            contenders.append(all_of(layer, own))
     with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         times = timing.compare(contenders, device)
     sparse_ms, *dense_ms = times.ms

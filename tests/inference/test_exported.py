@@ -1,7 +1,9 @@
 """A file of export runs in another process, is chosen anew on another machine, and errors say what is wrong."""
 
+import concurrent.futures
 import subprocess
 import sys
+import threading
 import zipfile
 
 import pytest
@@ -10,8 +12,9 @@ from inference.networks import cases, prune
 from inference.test_optimize import assert_close, call
 from torch import nn
 
-from sparse_ops.inference import export, load_exported, machine, optimize_for_inference
+from sparse_ops.inference import capture, export, load_exported, machine, optimize_for_inference
 
+_capture = capture.capture
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 OTHER_PROCESS = """
@@ -154,3 +157,31 @@ def test_a_damaged_file_is_named_without_noise(forms, tmp_path, capfd, caplog):
         with pytest.raises(ValueError, match=rf"network\.pt2: .*{reason}"):
             load_exported(path)
     assert not capfd.readouterr().err and not caplog.records
+
+
+def test_threads_may_optimise_while_others_serve(monkeypatch):
+    """torch.export keeps its state in globals; a finished network does not mind, and optimising waits its turn."""
+    monkeypatch.setattr(capture, "capture", _capture)
+    torch.manual_seed(0)
+    model, x, found, stop = nn.Linear(8, 3).eval(), torch.randn(4, 8), [], threading.Event()
+    state = torch.get_rng_state()
+    network = optimize_for_inference(model, x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+    def serve():
+        while not stop.is_set():
+            found.append(network(x))
+
+    def optimise():
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        assert_close(optimize_for_inference(model, x)(x), call(model, x), 1e-5)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        serving = pool.submit(serve)
+        try:
+            for future in [pool.submit(optimise) for _ in range(3)]:
+                future.result()
+        finally:
+            stop.set()
+        serving.result()
+    assert len(found) > 1 and not torch.compiler.is_exporting()
