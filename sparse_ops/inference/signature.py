@@ -106,6 +106,9 @@ class Signature:
         )
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        most = len(self.parameters.order)
+        if len(args) > max(most, self.positional) and self.parameters.rest == Parameters.rest:
+            raise TypeError(f"{len(args)} arguments are given, this network is called with {', '.join(self.names)}")
         given = {self.parameters.name(i): value for i, value in enumerate(args)}
         if twice := given.keys() & kwargs.keys():
             raise TypeError(f"argument {min(twice)} is given twice")
