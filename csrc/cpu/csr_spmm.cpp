@@ -171,6 +171,7 @@ std::optional<Tensor> csr_spmm_plain(Tensor values, Tensor row_offsets, Tensor c
   if (!b.is_cpu() || b.scalar_type() != type || dims < 1 || (dims != 2 && !transposed) ||
       b.size(transposed ? dims - 1 : 0) != K)
     return std::nullopt;
+  if (b.numel() > 0 && b.const_data_ptr() == nullptr) return std::nullopt;  // a tensor that says that it is all zeros
   const auto given = b.sizes();
   std::vector<int64_t> sizes(given.begin(), given.end()), strides(dims, 1);
   const bool swapped = !b.is_contiguous();

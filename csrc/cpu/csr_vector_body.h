@@ -101,17 +101,19 @@ static void rows_times_vector(const CsrProblem& p, const A* x, int64_t begin, in
   const T* values = static_cast<const T*>(p.values);
   const T* bias = static_cast<const T*>(p.bias);
   const T* addend = static_cast<const T*>(p.addend);
-  const bool own_pass = addend == nullptr && p.activation == Activation::gelu;
   A totals[kSumRows] = {};
   for (int64_t from = begin; from < end; from += kSumRows) {
     const int64_t rows = end - from < kSumRows ? end - from : kSumRows;
     for (int64_t i = 0, r = from; i < rows; ++i, ++r) {
       totals[i] = row_times_vector(values, p.columns, p.offsets[r], p.offsets[r + 1], p.offsets[p.M], x);
       if (bias) totals[i] += widen_one(bias[r]);
-      if (!own_pass) totals[i] = finished_one(totals[i], addend == nullptr ? nullptr : addend + r, p.activation);
+      if (addend) totals[i] += widen_one(addend[r]);
     }
-    if (own_pass) gelu_all(totals, rows);
-    for (int64_t i = 0; i < rows; ++i) narrow_one(totals[i], static_cast<T*>(p.y) + from + i);
+    if (p.activation == Activation::gelu) gelu_all(totals, rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      const A total = p.activation == Activation::relu && totals[i] < 0 ? 0 : totals[i];
+      narrow_one(total, static_cast<T*>(p.y) + from + i);
+    }
   }
 }
 

@@ -108,11 +108,26 @@ static void unpack_rows(const CsrProblem& p, const A* panel, int64_t row, int64_
   }
 }
 
-// y(row + i, first + j) = activation(panel[i][j] + addend(...)); the panel is of use no more.
+// panel[i][j] += addend(row + i, first + j), where that lies with N innermost.
+template <typename T, typename A>
+static void add_rows(const CsrProblem& p, A* panel, int64_t row, int64_t rows, int64_t first, int64_t tile) {
+  constexpr int W = Lanes<A>::count;
+  const int64_t count = p.N - first < tile ? p.N - first : tile;
+  for (int64_t i = 0; i < rows; ++i, panel += tile) {
+    const T* from = static_cast<const T*>(p.addend) + (row + i) * p.N + first;
+    int64_t j = 0;
+    for (; j + W <= count; j += W) store(panel + j, load(panel + j) + load(from + j));
+    for (; j < count; ++j) panel[j] += widen_one(from[j]);
+  }
+}
+
+// y(row + i, first + j) = activation(panel[i][j] + addend(...)); the panel, which has room for kSumRows rows, is of no
+// use any more.
 template <typename T, typename A>
 static void unpack_panel(const CsrProblem& p, A* panel, int64_t row, int64_t rows, int64_t first, int64_t tile) {
-  const bool own_pass = p.addend == nullptr && p.activation == Activation::gelu;
-  if (own_pass) gelu_all(panel, rows * tile);  // a panel has as many rows as make up two vectors
+  const bool own_pass = p.activation == Activation::gelu && (p.addend == nullptr || !p.y_transposed);
+  if (own_pass && p.addend != nullptr) add_rows<T>(p, panel, row, rows, first, tile);
+  if (own_pass) gelu_all(panel, rows * tile);
   if (!own_pass && (p.addend != nullptr || p.activation != Activation::none))
     unpack_rows<T, A, true>(p, panel, row, rows, first, tile);
   else

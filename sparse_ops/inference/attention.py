@@ -11,17 +11,6 @@ from torch.nn import functional as F
 
 
 @contextmanager
-def long_way() -> Iterator[None]:
-    """The code that is captured: torch's short way without gradients gives zeros at padded positions."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
 def capturable(model: nn.Module) -> Iterator[None]:
     """Self-attention of the model by `_self_attention`, and a mask is a mask.
 

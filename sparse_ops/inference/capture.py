@@ -110,7 +110,7 @@ def _least_batch(
             return torch.cat([t, t[:1]])[:n] if n > batch else t[:n]
 
         a, k = pytree.tree_map_only(Tensor, resize, (args, kwargs))
-        with choice.evaluating(model), torch.no_grad(), attention.long_way():
+        with choice.evaluating(model), torch.no_grad(), choice.layer_by_layer():
             try:
                 wanted = pytree.tree_leaves(model(*a, **k))
                 found = pytree.tree_leaves(graph(*a, **k))
@@ -140,7 +140,7 @@ def run_twice(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """The model's result on the example. Raises where it fails, draws random numbers or changes its own buffers."""
     buffers = {name: (b, b.clone()) for name, b in model.named_buffers(remove_duplicate=False)}
     results = []
-    with choice.evaluating(model), torch.no_grad(), attention.long_way():
+    with choice.evaluating(model), torch.no_grad(), choice.layer_by_layer():
         try:
             for _ in range(2):
                 own_args, own_kwargs = cloned((args, kwargs))  # the model may change its input
@@ -194,7 +194,7 @@ def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: bool
 ) -> torch.export.ExportedProgram:
     try:
-        with choice.evaluating(model), choice._layer_by_layer(), attention.capturable(model), torch.no_grad():
+        with choice.evaluating(model), choice.layer_by_layer(), attention.capturable(model), torch.no_grad():
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes(args, kwargs) if free else None,
                 strict=False,

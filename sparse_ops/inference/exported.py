@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from sparse_ops import checks, replacing
 from sparse_ops._version import __version__
-from sparse_ops.inference import capture, fuse, given, layout, machine, optimize
+from sparse_ops.inference import capture, fuse, layout, machine, optimize
+from sparse_ops.inference.given import Given
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
 from sparse_ops.inference.signature import Parameters, Signature
 
@@ -45,9 +46,9 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str], *, dtyp
     if path.is_dir():
         raise IsADirectoryError(f"export: {path} is a folder, expected the name of a file")
     if isinstance(model, InferenceNetwork):
-        inside = given.model_of(model.graph)
-        own = model.report().dtype
-        result = model if inside is None else optimize.optimized(inside, example, own, or_given=False)
+        result = model
+        if isinstance(model.graph, Given):
+            result = optimize.optimized(model.graph.model, example, model.report().dtype, or_given=False)
     else:
         result = optimize.optimized(model, example, optimize.checked(model, dtype), or_given=False)
     signature = result.signature

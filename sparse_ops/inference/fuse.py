@@ -237,16 +237,17 @@ def _dim(node: Any) -> int | None:
     return value.dim() if isinstance(value, Tensor) else None
 
 
-def _shape(node: Any) -> tuple[Any, ...] | None:
+def _kind(node: Any) -> tuple[Any, ...] | None:
+    """Dtype and shape of a tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+    return (value.dtype, *value.shape) if isinstance(value, Tensor) else None
 
 
 def _take_addend(graph: fx.GraphModule, node: fx.Node) -> None:
     """a + b becomes the call of the layer that computes a or b, the later of the two, with the other as its addend."""
     given = _arguments(node)
     a, b = given["self"], given["other"]
-    if given["alpha"] != 1 or a is b or _shape(a) is None or _shape(a) != _shape(b):
+    if given["alpha"] != 1 or a is b or _kind(a) is None or not _kind(a) == _kind(b) == _kind(node):
         return
     order = {n: i for i, n in enumerate(graph.graph.nodes)}
     for own, other in sorted(((a, b), (b, a)), key=lambda pair: -order[pair[0]]):

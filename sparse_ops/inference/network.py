@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from sparse_ops.inference import capture
 from sparse_ops.inference.fuse import layer_nodes
+from sparse_ops.inference.given import Given
 from sparse_ops.inference.layers import Fused
 from sparse_ops.inference.program import Program
 from sparse_ops.inference.signature import Signature
@@ -81,13 +82,13 @@ class InferenceNetwork(nn.Module):
     measured or is part of the graph, and is refused with a ValueError that names the argument.
     """
 
-    def __init__(self, graph: fx.GraphModule, signature: Signature, report: Any) -> None:
+    def __init__(self, graph: fx.GraphModule | Given, signature: Signature, report: Any) -> None:
         super().__init__()
         self.graph = graph
         self.signature = signature
         self._report = report
         self._recycler = Recycler()
-        self._program = Program(graph)
+        self._program = graph.run if isinstance(graph, Given) else Program(graph)
         self.training = False
 
     @property
@@ -131,13 +132,13 @@ class InferenceNetwork(nn.Module):
             raise TypeError(
                 "torch.export of a network for inference: sparse_ops.export(network, example, path) does it"
             )
-        flat = self.signature.as_made(args) and not kwargs
-        if not flat:
+        leaves = self.signature.as_made(args, kwargs)
+        if leaves is None:
             args, kwargs = self.signature.bind(args, kwargs)
         if not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
-            return self._recycler.run(self._program, args, kwargs, flat)
+            return self._recycler.run(self._program, args, kwargs, leaves)
         with torch.no_grad(), without_autocast():
-            return self._recycler.run(self._program, args, kwargs, flat)
+            return self._recycler.run(self._program, args, kwargs, leaves)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -151,10 +152,14 @@ class InferenceNetwork(nn.Module):
 
     def layers(self) -> list[tuple[str, Fused]]:
         """(name, layer) of every layer, in the order of their calls."""
-        return [(str(node.target), layer) for node, layer in layer_nodes(self.graph)]
+        return [(str(node.target), layer) for node, layer in self.nodes()]
+
+    def nodes(self) -> list[tuple[fx.Node, Fused]]:
+        """The same with their places in the graph; none of a model as it was given."""
+        return [] if isinstance(self.graph, Given) else layer_nodes(self.graph)
 
     def __repr__(self) -> str:
-        parts = self.layers() or self.graph.named_children()
+        parts: list[tuple[str, nn.Module]] = [*self.layers()] or [("given", self.graph)]
         lines = [textwrap.indent(f"({name}): {part!r}", "  ") for name, part in parts]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 

@@ -15,7 +15,7 @@ from sparse_ops.inference.layers import Fused
 from sparse_ops.inference.layout import BATCH_LAST, PLAIN
 from sparse_ops.inference.network import InferenceNetwork, InferenceReport, LayerRow
 from sparse_ops.inference.signature import Parameters, Signature
-from sparse_ops.nn import choice, parametrized, swap, timing
+from sparse_ops.nn import parametrized, swap, timing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The largest difference from the model that rounding explains, relative to its largest output.
@@ -81,12 +81,9 @@ def optimized(model: nn.Module, example: Any, dtype: str, or_given: bool) -> Inf
         graph.meta["dtypes"] = {t.dtype for t in (*graph.parameters(), *graph.buffers())}
         cast(graph, DTYPES[dtype])
         _lie_as(graph, wanted)
-        or_given = or_given and given.can_stand(model, DTYPES[dtype])
-        with choice.evaluating(model):
-            result = build(
-                graph, signature, args, kwargs, dtype, wanted, dense_bytes, or_given=model if or_given else None
-            )
-    del graph
+        itself = given.of(model, DTYPES[dtype]) if or_given else None
+        result = build(graph, signature, args, kwargs, dtype, wanted, dense_bytes, itself)
+    del graph, itself
     gc.collect()  # graphs are cycles, and those of the capture hold the model and a dense copy of its weights
     return result
 
@@ -99,11 +96,11 @@ def build(
     dtype: str,
     wanted: Any,
     dense_bytes: int,
-    or_given: nn.Module | None = None,
+    itself: given.Given | None = None,
 ) -> InferenceNetwork:
     """The quickest network of a fused graph whose layers are all plain; `wanted` is what it has to compute.
 
-    or_given: a model whose copy is taken where it is quicker than all of them.
+    itself: a copy of the model, which is taken where it is quicker than all of them.
     """
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     own_args, own_kwargs = capture.cloned((args, kwargs))  # the network may change its input
@@ -136,15 +133,13 @@ def build(
             )
     own_args, own_kwargs = capture.cloned((args, kwargs))
     call = own_args, own_kwargs, tensors[0].device
-    if or_given is not None:
-        errors["given"] = _error_of_given(or_given, args, kwargs, wanted)
-        or_given = or_given if errors["given"] <= tolerance else None
-    ms = _times(networks if or_given is None else {"given": or_given} | networks, *call)
-    best = min(networks, key=ms.__getitem__)
-    if or_given is not None and ms["given"] < LEAST_GAIN * ms[best] and (own := given.graph(or_given, graph, wanted)):
-        networks["given"] = InferenceNetwork(own, signature, None)
-        ms |= _times({name: networks[name] for name in ("given", best)}, *call)
-        best = "given" if ms["given"] < LEAST_GAIN * ms[best] else best
+    if itself is not None:
+        own = InferenceNetwork(itself, signature, None)
+        errors["given"] = _error_of_given(own, args, kwargs, wanted)
+        networks = ({"given": own} if errors["given"] <= tolerance else {}) | networks
+    ms = _times(networks, *call)
+    best = min((name for name in networks if name != "given"), key=ms.__getitem__)
+    best = "given" if ms.get("given", math.inf) < LEAST_GAIN * ms[best] else best
     result = networks[best]
     result._recycler.clear()
     rows = tuple(_row(name, layer, layouts[best][0]) for name, layer in _named(result))  # none of a model as given
@@ -156,18 +151,18 @@ def build(
     return result
 
 
-def _error_of_given(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Any) -> float:
+def _error_of_given(own: InferenceNetwork, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Any) -> float:
     """How much the model as it is called differs; infinite where it fails without gradients, or cannot be compared."""
     own_args, own_kwargs = capture.cloned((args, kwargs))
     try:
         with torch.inference_mode():
-            return difference(model(*own_args, **own_kwargs), wanted)
+            return difference(own(*own_args, **own_kwargs), wanted)
     except Exception:
         return math.inf
 
 
 def _times(
-    networks: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+    networks: Mapping[str, InferenceNetwork], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
 ) -> dict[str, float]:
     """Milliseconds of one call of each network."""
     runs: list[Callable[[], Any]] = [lambda n=n: n(*args, **kwargs) for n in networks.values()]  # type: ignore[misc]
@@ -187,7 +182,7 @@ def _copy(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _named(result: InferenceNetwork) -> list[tuple[str, tuple[fx.Node, Fused]]]:
-    return [(str(node.target), (node, layer)) for node, layer in fuse.layer_nodes(result.graph)]
+    return [(str(node.target), (node, layer)) for node, layer in result.nodes()]
 
 
 def _row(name: str, pair: tuple[fx.Node, Fused], layouts: Mapping[str, str]) -> LayerRow:

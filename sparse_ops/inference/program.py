@@ -49,9 +49,10 @@ class Program:
         self._in_spec, self._out_spec = info.in_spec, info.out_spec
         self._run = _compiled(graph)
 
-    def __call__(self, args: Sequence[Any], kwargs: dict[str, Any], flat: bool = False) -> Any:
-        """The graph's results. flat: args are the leaves of the arguments, which spares looking for them."""
-        leaves = args if flat else fx_pytree.tree_flatten_spec((list(args), kwargs), self._in_spec)
+    def __call__(self, args: Sequence[Any], kwargs: dict[str, Any], leaves: Sequence[Any] | None = None) -> Any:
+        """The graph's results. leaves: those of the arguments where they are known, which spares looking for them."""
+        if leaves is None:
+            leaves = fx_pytree.tree_flatten_spec((list(args), kwargs), self._in_spec)
         results = self._run(*leaves)
         if self._out_spec.is_leaf() and len(results) == 1:
             return results[0]

@@ -72,19 +72,20 @@ class Signature:
                 spec,
             )
 
-        self._plain: list[Expected] | None = None
-        if not kwargs and all(spec.is_leaf() for _, spec in self.expected.values()) and self.names:
-            leaves = [leaf for (leaf,), _ in self.expected.values()]
-            self._plain = leaves if all(isinstance(leaf, Expected) for leaf in leaves) else None
+        leaves = [leaves[0] for leaves, spec in self.expected.values() if spec.is_leaf()]
+        plain = len(leaves) == len(self.names) and all(isinstance(leaf, Expected) for leaf in leaves)
+        self._plain: list[Expected] | None = leaves if plain and leaves else None
+        self._keywords = self.names[self.positional :]
 
-    def as_made(self, args: Sequence[Any]) -> bool:
-        """Whether these positional arguments are plain tensors just like the example's: nothing is left to bind."""
-        if self._plain is None or len(args) != len(self._plain):
-            return False
-        for x, own in zip(args, self._plain, strict=True):
+    def as_made(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any] | None:
+        """The leaves of arguments that are plain tensors just like the example's: nothing is left to bind."""
+        if self._plain is None or len(args) != self.positional or tuple(kwargs) != self._keywords:
+            return None
+        leaves = (*args, *kwargs.values()) if kwargs else args
+        for x, own in zip(leaves, self._plain, strict=True):
             if type(x) is not Tensor or x.shape != own.shape or x.dtype != own.dtype or not _is_plain(x):
-                return False
-        return True
+                return None
+        return leaves
 
     def tensors(self) -> list[Expected]:
         """The tensors of the example, in order."""

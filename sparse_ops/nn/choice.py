@@ -1,6 +1,7 @@
 """Which of a model's layers run sparse: by measurement, threshold, or all; and the table that says why."""
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -93,15 +94,28 @@ class LayerInput:
         return x.to(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
 
 
+_switch, _inside, _enabled = threading.Lock(), 0, True
+
+
 @contextmanager
-def _layer_by_layer() -> Iterator[None]:
-    """Torch's transformers call their layers: hooks keep them off the fused kernel, but not off its nested tensors."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+def layer_by_layer() -> Iterator[None]:
+    """Torch's transformers call their layers: hooks keep them off the fused kernel, but not off its nested tensors.
+
+    The switch is the process's; the last thread that leaves puts it back.
+    """
+    global _inside, _enabled
+    with _switch:
+        if _inside == 0:
+            _enabled = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _inside += 1
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        with _switch:
+            _inside -= 1
+            if _inside == 0:
+                torch.backends.mha.set_fastpath_enabled(_enabled)
 
 
 @contextmanager
@@ -131,7 +145,7 @@ def record_inputs(model: nn.Module, layers: Sequence[nn.Module], examples: Seque
     pairs = zip(layers, found, strict=True)
     handles = [layer.register_forward_pre_hook(hook(seen), with_kwargs=True) for layer, seen in pairs]
     try:
-        with evaluating(model), _layer_by_layer(), torch.no_grad():
+        with evaluating(model), layer_by_layer(), torch.no_grad():
             for i, example in enumerate(examples):
                 _call(model, i, example)
     finally:

@@ -11,6 +11,7 @@ ACTIVATIONS = ("none", "relu", "gelu")
 
 def stored(t: Tensor, transposed: bool) -> tuple[Tensor, bool]:
     """(matrix, transposed) of the same numbers with a contiguous matrix: t or its transpose as it lies, else a copy."""
+    t = t.clone() if t._is_zerotensor() else t  # which has no memory
     if not t.is_contiguous() and t.t().is_contiguous():
         return t.t(), not transposed
     return t.contiguous(), transposed

@@ -69,7 +69,8 @@ def _csr_spmm(
     addend: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    if b.dim() == 2 and launch.backend(b.device) == "native":
+    consistent = t_columns.shape == t_permutation.shape == columns.shape
+    if b.dim() == 2 and consistent and launch.backend(b.device) == "native":
         found: Tensor | None = _one_call()(
             values, row_offsets, columns, b, bias, transposed, t_row_offsets.numel() - 1, addend, activation,
             recycling.own_bytes(),
@@ -78,6 +79,7 @@ def _csr_spmm(
             return found
     pattern = (row_offsets, columns, t_row_offsets, t_columns, t_permutation)
     y = _check(values, *pattern, b, transposed, bias, addend, activation)
+    b = b.clone() if b._is_zerotensor() else b  # which has no memory
     if addend is not None:
         addend = checks.like_storage(addend, y)
     matrix = values.contiguous(), row_offsets.contiguous(), columns.contiguous()

@@ -36,6 +36,11 @@ def masks():
         "both, bool": {"attn_mask": later, "key_padding_mask": padding},
         "causal": {"attn_mask": later, "is_causal": True},
         "causal, padding": {"attn_mask": later, "key_padding_mask": padding, "is_causal": True},
+        "causal, padding, another": {
+            "attn_mask": torch.randn(LENGTH, LENGTH),
+            "key_padding_mask": padding,
+            "is_causal": True,
+        },
         "causal, another": {"attn_mask": torch.randn(LENGTH, LENGTH), "is_causal": True},
     }
 
@@ -107,8 +112,24 @@ def test_a_subclass_with_its_own_forward():
 
 
 def test_the_model_is_as_before():
-    model = Attention().eval()
+    model, detect = Attention().eval(), nn.modules.transformer._detect_is_causal_mask
     optimize_for_inference(model, {"x": torch.randn(LENGTH, N, WIDTH), "need_weights": False})
     with pytest.raises(ValueError, match="failed on the example"):
         optimize_for_inference(model, {"x": torch.randn(LENGTH, N, 3), "need_weights": False})
     assert "forward" not in model.inner.__dict__ and torch.backends.mha.get_fastpath_enabled()
+    assert nn.modules.transformer._detect_is_causal_mask is detect
+
+
+class Values(Attention):
+    """Queries and keys are one tensor, values another."""
+
+    def forward(self, x, other):
+        return self.inner(x, x, other, need_weights=False)[0]
+
+
+def test_values_of_their_own():
+    torch.manual_seed(0)
+    model, x, other = Values().eval(), torch.randn(LENGTH, N, WIDTH), torch.randn(LENGTH, N, WIDTH)
+    network = optimize_for_inference(model, (x, other))
+    with torch.enable_grad():
+        assert_close(network(x, other), model(x, other).detach(), 1e-6)

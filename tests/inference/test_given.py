@@ -18,9 +18,12 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(24, 16), nn.Linear(16, 5)
+        self.drop = nn.Dropout(0.5)
+        self.calls = 0
 
     def forward(self, pair, scale=1.0, *, negate=False):
-        y = torch.relu(self.a(pair[0])) * scale + pair[1]
+        self.calls += 1
+        y = self.drop(torch.relu(self.a(pair[0]))) * scale + pair[1]
         return {"y": -self.b(y) if negate else self.b(y), "hidden": [y]}
 
 
@@ -49,6 +52,7 @@ def test_a_copy_of_the_model_runs_where_it_is_quicker(quick_by):
     assert report.chosen == "given" and report.ms["given"] == 0.9 and report.ms["dense"] == 1
     assert "runs as given" in str(report) and "Linear(in_features=24" in repr(network)
     assert report.bytes == report.dense_bytes and model.training and model.a.weight.requires_grad
+    assert model.calls < 10  # it is a copy that is timed
     own = {t.data_ptr() for t in network.state_dict().values()}
     assert own and not own & {t.data_ptr() for t in model.state_dict().values()}
     for n in (4, 1, 7):
@@ -106,4 +110,4 @@ def test_a_graph_runs_where_the_model_cannot_stand_for_itself(case, quick_by):
     if case == "hook":
         model.a.register_forward_hook(lambda *_: None)
     report = optimize_for_inference(model, example(), dtype="bfloat16" if case == "dtype" else "float32").report()
-    assert report.chosen == "dense" and ("given" in report.ms) == (case == "uncopyable")
+    assert report.chosen == "dense" and "given" not in report.ms

@@ -213,6 +213,27 @@ def test_a_weight_used_often_is_held_once(form, forms):
     assert len(report.layers) == 7 and report.bytes <= report.dense_bytes * (1 if form == "dense" else 0.35)
 
 
+class Plus(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(24, 24)
+
+    def forward(self, x, r):
+        return self.layer(x) + r
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bfloat16, torch.bool], ids=str)
+def test_an_addend_of_another_dtype(dtype, form, forms):
+    forms(form)
+    torch.manual_seed(0)
+    model, x, r = prune(Plus()), torch.randn(4, 24), torch.randn(4, 24).mul(3).to(dtype)
+    network = optimize_for_inference(model, (x, r))
+    found, wanted = network(x, r), model(x, r).detach()
+    assert found.dtype == wanted.dtype
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=0, atol=1e-5)
+
+
 class Tied(nn.Module):
     """Two linear layers and two convolutions with one weight, an embedding that is the last layer's weight."""
 
