@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.prune import BasePruningMethod
 
-from sparse_ops.nn import swap
+from sparse_ops.nn import choice, swap
 
 
 class Given(nn.Module):
@@ -30,13 +29,7 @@ def of(model: nn.Module, dtype: torch.dtype) -> Given | None:
     What cannot be copied holds a lock or an open file, say.
     """
     floats = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
-    hooks = [
-        hook
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if not isinstance(hook, BasePruningMethod)
-    ]
-    if hooks or not floats <= {dtype}:
+    if choice.has_hooks(model) or not floats <= {dtype}:
         return None
     try:
         return Given(swap.copied(model)[0].eval().requires_grad_(False)).eval()

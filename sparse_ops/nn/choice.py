@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from sparse_ops.nn import timing
 from sparse_ops.nn.timing import Times
@@ -154,13 +155,27 @@ def record_inputs(model: nn.Module, layers: Sequence[nn.Module], examples: Seque
     return found
 
 
+def call(model: nn.Module, example: Any) -> None:
+    """Call the model with a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example, dict):
+        model(**example)
+    else:
+        model(*(example if isinstance(example, tuple) else (example,)))
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether a call of the model calls somebody's hooks; those of torch.nn.utils.prune only mask weights."""
+    return any(
+        not isinstance(hook, BasePruningMethod)
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+
+
 def _call(model: nn.Module, i: int, example: Any) -> None:
     """Call the model with an example; its error, chained, under a sentence that says which example it was."""
     try:
-        if isinstance(example, dict):
-            model(**example)
-        else:
-            model(*(example if isinstance(example, tuple) else (example,)))
+        call(model, example)
     except Exception as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         what = f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__

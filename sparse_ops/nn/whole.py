@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
+from torch import nn
 
 from sparse_ops.nn import choice, timing
 from sparse_ops.nn.base import SparseModule
@@ -33,7 +32,7 @@ def faster_together(
     layers: one of 256 x 256 for one sample was 1.2 times as fast alone, and a fifth slower among others (Zen 3).
     Models with hooks are not called for this.
     """
-    if not swaps or _has_hooks(model) or sum(ms[layer][0] for layer in swaps) > SMALL_MS:
+    if not swaps or choice.has_hooks(model) or sum(ms[layer][0] for layer in swaps) > SMALL_MS:
         return swaps
     device = next(iter(swaps.values())).values.device
     tried: Swaps = {}
@@ -57,19 +56,6 @@ def faster_together(
 def _calls(model: nn.Module, examples: Sequence[Any]) -> Callable[[], None]:
     def run() -> None:
         for example in examples:
-            if isinstance(example, dict):
-                model(**example)
-            elif isinstance(example, Tensor):
-                model(example)
-            else:
-                model(*(example if isinstance(example, tuple) else (example,)))
+            choice.call(model, example)
 
     return run
-
-
-def _has_hooks(model: nn.Module) -> bool:
-    return any(
-        not isinstance(hook, BasePruningMethod)
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
