@@ -194,17 +194,12 @@ def plain_linear(x: Tensor, values: Any, row_offsets: Any, columns: Any, bias: A
     512 x 512 without a nonzero takes 8 us for 8 samples so, 21 through `csr_spmm` with its views and attributes.
     """
     if (
-        type(x) is not Tensor
-        or type(values) is not Parameter
+        type(values) is not Parameter
         or (bias is not None and type(bias) is not Parameter)
         or torch.is_autocast_enabled("cpu")
-        or not launch.direct()
     ):
         return None
-    y: Tensor | None = _one_call()(
-        values, row_offsets, columns, x, bias, True, in_features, None, "none", recycling.own_bytes()
-    )
-    return y
+    return fused_rows(x, values, row_offsets, columns, bias, in_features, None, "none")
 
 
 def fused_rows(
@@ -217,7 +212,7 @@ def fused_rows(
     addend: Tensor | None,
     activation: str,
 ) -> Tensor | None:
-    """As `plain_linear` with an addend like the result and an activation, of tensors that are nobody's parameters."""
+    """The same with an addend like the result and an activation."""
     if type(x) is not Tensor or torch.is_grad_enabled() or not launch.direct():
         return None
     y: Tensor | None = _one_call()(
